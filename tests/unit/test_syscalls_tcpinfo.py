@@ -134,7 +134,7 @@ def test_scales_of_asymmetric_connection() -> None:
 def test_read_of_non_tcp() -> None:
     with (
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
-        pytest.raises(OSError, match="not supported|not available") as caught,
+        pytest.raises(OSError, match=r"not supported|not available") as caught,
     ):
         tcpinfo.read(sock)
     assert caught.value.errno in (errno.EOPNOTSUPP, errno.ENOPROTOOPT)
