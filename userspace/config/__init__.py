@@ -1,0 +1,1 @@
+"""Options, their values, and the configuration that comes out of them."""

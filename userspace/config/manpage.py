@@ -1,0 +1,177 @@
+"""The manual page pasta(1), made from the option table.
+
+``python -m passt.userspace.config.manpage [FILE]`` writes it to FILE or to standard output.
+The page kept in ``docs/`` is the output of this program; a test compares the two.
+
+The source language is man(7).  Details in the table may quote words in backquotes, which are
+set in bold.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from passt.userspace.config.catalogue import TABLE
+from passt.userspace.config.table import PASTA
+from passt.userspace.config.usage import repetition
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from passt.userspace.config.table import Option
+
+_HEAD = r"""
+.TH PASTA 1
+.SH NAME
+pasta \- unprivileged user\-mode networking for network namespaces
+.SH SYNOPSIS
+.B pasta
+.RI [ OPTION "]... [" COMMAND " [" ARG ]...]
+.br
+.B pasta
+.RI [ OPTION ]...
+.I PID
+.br
+.B pasta
+.RI [ OPTION ]...
+.B \-\-netns
+.IR PATH | NAME
+.SH DESCRIPTION
+.B pasta
+gives a network namespace access to the networks of the host without any privileges there.
+It presents a network interface to the namespace, and translates the traffic of that interface
+to and from ordinary sockets of the host.
+To the outside, the namespace appears with the addresses of the host.
+.PP
+Without further words,
+.B pasta
+runs a login shell, by
+.B SHELL
+or
+.IR /bin/sh ,
+in new network, user, PID, mount, IPC and UTS namespaces, and leaves when it ends.
+A
+.I COMMAND
+is run in the same manner.
+A single word of decimal digits is the
+.I PID
+of a process whose network namespace is to be served;
+.B \-\-netns
+names the namespace by itself.
+In these two cases
+.B pasta
+goes to the background as soon as the network is usable, and leaves when the namespace is gone.
+.PP
+Options end at the first word that is not one, or at
+.BR \-\- .
+Long options can be abbreviated as long as they stay unique.
+If an option is repeated the last value counts, unless stated otherwise.
+Numbers of bytes and seconds can be decimal, hexadecimal
+.RB ( 0x )
+or octal
+.RB ( 0 ).
+"""
+
+_TAIL = r"""
+.SH EXIT STATUS
+.TP
+.B 0
+The namespace is gone, or the process was asked to end by SIGTERM or SIGQUIT.
+In background mode, for the calling process: the network is ready.
+.TP
+.B 1
+Something could not be done; a message on standard error says what.
+.TP
+.I N
+The command ended with status
+.IR N ,
+or was killed by signal
+.I N
+\- 128.
+.SH ENVIRONMENT
+.TP
+.B SHELL
+The shell to be run without a command.
+.SH EXAMPLES
+Run a shell with a configured interface:
+.PP
+.RS
+.B pasta \-\-config\-net
+.RE
+.PP
+Run a server and reach it by port 8080 of the host:
+.PP
+.RS
+.B pasta \-\-config\-net \-t 8080:80 \-\- nginx \-g \(aqdaemon off;\(aq
+.RE
+.PP
+Serve an existing network namespace:
+.PP
+.RS
+.B pasta \-\-config\-net \-\-netns /run/user/1000/netns/demo
+.RE
+.SH SEE ALSO
+.BR network_namespaces (7),
+.BR user_namespaces (7),
+.BR unshare (1),
+.BR nsenter (1)
+"""
+
+
+def manual_page() -> str:
+    """Return the source of pasta(1)."""
+    parts = [_HEAD.lstrip("\n"), ".SH OPTIONS\n"]
+    parts += [_entry(option) for option in TABLE if PASTA in option.modes and not option.hidden]
+    parts.append(_TAIL.lstrip("\n"))
+    return "".join(parts)
+
+
+def _entry(option: Option) -> str:
+    names = [f"--{option.long}"]
+    if option.short:
+        names.insert(0, f"-{option.short}")
+    head = ", ".join(_bold(name) for name in names)
+    if option.arg:
+        head += f" \\fI{_escape(option.arg)}\\fR"
+    sentences = ["Deprecated." if option.deprecated else "", f"{option.help}."]
+    sentences.append(_capitalised(repetition(option)))
+    if option.default:
+        sentences.append(f"Default: {option.default}.")
+    sentences.append(option.details)
+    text = " ".join(sentence for sentence in sentences if sentence)
+    return f".TP\n{head}\n{_paragraph(text)}\n"
+
+
+def _capitalised(note: str) -> str:
+    return f"{note[0].upper()}{note[1:]}." if note else ""
+
+
+def _paragraph(text: str) -> str:
+    """Set one paragraph, a sentence per line as man(7) wants, quoted words in bold."""
+    pieces = text.split("`")
+    for index, piece in enumerate(pieces):
+        pieces[index] = _bold(piece) if index % 2 else _escape(piece)
+    lines = "".join(pieces).replace(". ", ".\n").split("\n")
+    # A dot or an apostrophe at the start of a line would make it a request.
+    return "\n".join(f"\\&{line}" if line[:1] in (".", "'") else line for line in lines)
+
+
+def _bold(text: str) -> str:
+    return f"\\fB{_escape(text)}\\fR"
+
+
+def _escape(text: str) -> str:
+    return text.replace("\\", "\\e").replace("-", "\\-")
+
+
+def main(arguments: list[str]) -> int:
+    """Write the page to the named file, or to standard output."""
+    if not arguments:
+        sys.stdout.write(manual_page())
+        return 0
+    with open(arguments[0], "w", encoding="utf-8") as page:
+        page.write(manual_page())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

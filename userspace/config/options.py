@@ -1,0 +1,198 @@
+"""What the command line asked for: typed, checked, but not yet compared with the host.
+
+:class:`Options` has an attribute for each option, two where an option keeps a value for each
+IP version.  :class:`Target` is what the words after the options said.
+"""
+
+from __future__ import annotations
+
+from passt.userspace.config.model import DEFAULT_MAC, DEFAULT_MTU
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from passt.userspace.config.model import Rule
+
+#: Kinds of :class:`Target`.
+SHELL = "shell"
+COMMAND = "command"
+PID = "pid"
+NETNS = "netns"
+
+DEFAULT_LOG_SIZE = 1 << 20
+
+
+class Target:
+    """The network namespace to serve, and the user namespace to do it from (pasta(1)).
+
+    * :data:`SHELL`, :data:`COMMAND`: a new network namespace with ``argv`` running in it;
+      ``executable`` is searched for in PATH if it has no slash.
+    * :data:`PID`, :data:`NETNS`: the existing network namespace at path ``netns``.
+
+    ``userns`` is the path of the user namespace to join; if it is empty, a new one is created
+    with ``new_userns``, and the current one is kept without.
+    """
+
+    __slots__ = ("argv", "executable", "kind", "netns", "new_userns", "pid", "userns")
+
+    def __init__(
+        self,
+        kind: str,
+        *,
+        executable: str = "",
+        argv: list[str] | None = None,
+        pid: int = 0,
+        netns: str = "",
+        userns: str = "",
+        new_userns: bool = False,
+    ) -> None:
+        self.kind = kind
+        self.executable = executable
+        self.argv = argv or []
+        self.pid = pid
+        self.netns = netns
+        self.userns = userns
+        self.new_userns = new_userns
+
+    @property
+    def spawns(self) -> bool:
+        """Whether a command is started, as opposed to joining an existing namespace."""
+        return self.kind in (SHELL, COMMAND)
+
+
+class Options:
+    """The options of one invocation.
+
+    Strings are empty and addresses ``None`` where the option was not given.  Addresses are
+    packed bytes in network order (4 or 16), MACs 6 bytes, MTU and log size in bytes.
+    """
+
+    __slots__ = (
+        "address_v4",
+        "address_v6",
+        "argv0",
+        "config_net",
+        "debug",
+        "foreground",
+        "gateway_v4",
+        "gateway_v6",
+        "hostname",
+        "interface",
+        "ipv4_only",
+        "ipv6_only",
+        "log_file",
+        "log_size",
+        "mac_addr",
+        "map_guest_addr_v4",
+        "map_guest_addr_v6",
+        "map_host_loopback_v4",
+        "map_host_loopback_v6",
+        "mode",
+        "mtu",
+        "netmask",
+        "netns",
+        "netns_only",
+        "no_copy_addrs",
+        "no_copy_routes",
+        "no_icmp",
+        "no_map_gw",
+        "no_ndp",
+        "no_netns_quit",
+        "no_pidns",
+        "no_ra",
+        "no_tcp",
+        "no_udp",
+        "ns_ifname",
+        "ns_mac_addr",
+        "outbound_if4",
+        "outbound_if6",
+        "outbound_v4",
+        "outbound_v6",
+        "pcap",
+        "pid",
+        "port_specs",
+        "prefix_given",
+        "prefix_v4",
+        "prefix_v6",
+        "quiet",
+        "rules",
+        "runas",
+        "stats",
+        "target",
+        "trace",
+        "userns",
+    )
+
+    def __init__(self, argv0: str, mode: str) -> None:
+        self.argv0 = argv0
+        #: ``"passt"`` or ``"pasta"``.
+        self.mode = mode
+        self.debug = False
+        self.trace = False
+        self.quiet = False
+        #: Also set, once parsing is over, if a command is to be run.
+        self.foreground = False
+        #: Seconds between lines of statistics, 0 for none.
+        self.stats = 0
+        self.log_file = ""
+        self.log_size = DEFAULT_LOG_SIZE
+        #: UID and GID to run as.
+        self.runas: tuple[int, int] | None = None
+        self.pcap = ""
+        self.pid = ""
+        #: 0: the guest's MTU is left alone.
+        self.mtu = DEFAULT_MTU
+        self.address_v4: bytes | None = None
+        self.address_v6: bytes | None = None
+        #: Prefix lengths wanted by ``-a`` or ``-n``; once parsing is over, an IPv4 address
+        #: without a length has that of its class.  ``None``: as on the host, 64 for IPv6.
+        self.prefix_v4: int | None = None
+        self.prefix_v6: int | None = None
+        #: An ``-a`` so far had a length, which excludes ``-n``.
+        self.prefix_given = False
+        #: ``-n``: 0 to 32, where 0 means the same as ``None``.
+        self.netmask: int | None = None
+        self.gateway_v4: bytes | None = None
+        self.gateway_v6: bytes | None = None
+        self.interface = ""
+        self.outbound_v4: bytes | None = None
+        self.outbound_v6: bytes | None = None
+        self.outbound_if4 = ""
+        self.outbound_if6 = ""
+        self.mac_addr = DEFAULT_MAC
+        self.ipv4_only = False
+        self.ipv6_only = False
+        self.hostname = ""
+        self.map_host_loopback_v4: bytes | None = None
+        self.map_host_loopback_v6: bytes | None = None
+        self.map_guest_addr_v4: bytes | None = None
+        self.map_guest_addr_v6: bytes | None = None
+        self.no_map_gw = False
+        self.no_tcp = False
+        self.no_udp = False
+        self.no_icmp = False
+        self.no_ndp = False
+        self.no_ra = False
+        #: ``-t`` and ``-u`` in order: spelling, IP protocol number, specifier.
+        self.port_specs: list[tuple[str, int, str]] = []
+        #: The forwarding rules that ``port_specs`` amount to.
+        self.rules: list[Rule] = []
+        self.ns_ifname = ""
+        #: Paths of namespaces to join.
+        self.userns = ""
+        self.netns = ""
+        self.netns_only = False
+        self.no_netns_quit = False
+        self.no_pidns = False
+        self.config_net = False
+        self.no_copy_routes = False
+        self.no_copy_addrs = False
+        self.ns_mac_addr: bytes | None = None
+        #: Set in pasta mode once parsing is over.
+        self.target: Target | None = None
+
+    @property
+    def show_summary(self) -> bool:
+        """Whether the configuration is printed at start: not with a command, unless ``-d``."""
+        if self.target is not None and self.target.spawns:
+            return self.debug
+        return not self.quiet

@@ -1,0 +1,75 @@
+"""What is printed at start: the configuration as it came out, and doubts about it.
+
+People read this, programs should not; the layout is upstream's.
+"""
+
+from __future__ import annotations
+
+from passt.userspace import log
+from passt.userspace.config.ports import rule_text
+from passt.userspace.config.values import address_text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from passt.userspace.config.model import Config
+
+#: Smallest MTU of each version in bytes (RFC 791; RFC 8200, section 5).
+_MIN_MTU_V4 = 68
+_MIN_MTU_V6 = 1280
+
+
+def print_summary(config: Config) -> None:
+    """Print the configuration at information level."""
+    for line in summary_lines(config):
+        log.info("%s", line)
+
+
+def warn_mtu(config: Config) -> None:
+    """Warn about an MTU too small for an enabled version; 0, "leave it alone", included."""
+    for family, minimum in ((config.v4, _MIN_MTU_V4), (config.v6, _MIN_MTU_V6)):
+        if family.enabled and config.mtu < minimum:
+            log.warn(
+                "MTU %d is too small for IPv%d (minimum %d)", config.mtu, family.version, minimum
+            )
+
+
+def summary_lines(config: Config) -> list[str]:
+    """Return the lines of the summary, without newlines."""
+    families = (config.v4, config.v6)
+    enabled = [family for family in families if family.enabled]
+    lines = []
+
+    templates = [(f.ifname, f.version) for f in enabled if f.ifname and not f.local]
+    outbound = [(f.outbound_if, f.version) for f in enabled if f.outbound_if]
+    for title, pairs in (("Template", templates), ("Outbound", outbound)):
+        if pairs:
+            names = ", ".join(f"{name} (IPv{version})" for name, version in pairs)
+            lines.append(f"{title} interface: {names}")
+    lines += [
+        f"Outbound IPv{family.version} address: {address_text(family.outbound_addr)}"
+        for family in families
+        if family.outbound_addr is not None
+    ]
+    if config.mode == "pasta":
+        lines.append(f"Namespace interface: {config.ns_ifname}")
+
+    lines += ["MAC:", f"    host: {config.our_mac.hex(':')}"]
+    for family, loopback in ((config.v4, "127.0.0.1"), (config.v6, "::1")):
+        if family.enabled and family.map_host_loopback is not None:
+            lines.append(f"    NAT to host {loopback}: {address_text(family.map_host_loopback)}")
+    if config.v6.enabled and config.ndp:
+        lines += [
+            "NDP:",
+            f"    assign: {_or_unspecified(config.v6.addr)}",
+            f"    router: {_or_unspecified(config.v6.gateway)}",
+            f"    our link-local: {_or_unspecified(config.v6.our_ll)}",
+        ]
+
+    lines.append("Inbound forwarding rules (HOST):")
+    for rule in config.rules:
+        lines.append(f"    {rule_text(rule, config.v4.enabled, config.v6.enabled)}")
+    return lines
+
+
+def _or_unspecified(addr: bytes | None) -> str:
+    return "::" if addr is None else address_text(addr)
