@@ -14,6 +14,8 @@ PR_SET_PDEATHSIG = 1
 PR_GET_PDEATHSIG = 2
 PR_GET_DUMPABLE = 3
 PR_SET_DUMPABLE = 4
+PR_GET_KEEPCAPS = 7
+PR_SET_KEEPCAPS = 8
 PR_SET_NAME = 15
 PR_GET_NAME = 16
 PR_CAPBSET_READ = 23
@@ -89,6 +91,16 @@ def set_no_new_privs() -> None:
 def get_no_new_privs() -> bool:
     """Whether no_new_privs is set."""
     return prctl(PR_GET_NO_NEW_PRIVS, "PR_GET_NO_NEW_PRIVS") == 1
+
+
+def set_keepcaps(keep: bool) -> None:
+    """Keep the permitted set when all user IDs change from 0; cleared by executing a program."""
+    prctl(PR_SET_KEEPCAPS, "PR_SET_KEEPCAPS", int(keep))
+
+
+def get_keepcaps() -> bool:
+    """Whether the permitted set survives leaving user ID 0."""
+    return prctl(PR_GET_KEEPCAPS, "PR_GET_KEEPCAPS") == 1
 
 
 def set_securebits(bits: int) -> None:

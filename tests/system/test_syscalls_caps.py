@@ -149,6 +149,18 @@ def test_securebits() -> None:
     in_child(body)
 
 
+@pytest.mark.parametrize("keep", [False, True])
+def test_keepcaps_over_setuid(keep: bool) -> None:
+    def body() -> None:
+        prctl.set_keepcaps(keep)
+        assert prctl.get_keepcaps() == keep
+        permitted = caps.get()[1]
+        os.setresuid(65534, 65534, 65534)
+        assert caps.get()[:2] == (0, permitted if keep else 0)
+
+    in_child(body)
+
+
 def test_name_is_cut_to_15_bytes() -> None:
     def body() -> None:
         prctl.set_name("passt-0123456789abc")
