@@ -1,0 +1,134 @@
+"""Neighbour Discovery: we are the only router, and everybody's neighbour (RFC 4861).
+
+**Neighbour solicitations** are answered for every unicast target, on-link or not, since all
+traffic of the guest comes to us; the reasons are those of :mod:`~passt.userspace.services.arp`.
+Those from the unspecified address are duplicate detection and never answered: the host may
+well have the address that the guest is about to use.
+
+**Router solicitations** are answered at once with one advertisement: the /64 of the guest's
+global address, our MAC, the MTU.  Advertisements by the guest are swallowed.
+
+Answers come from our link-local address; guests ignore a router that uses any other.  All
+frames go to the guest's MAC, also those to multicast groups: it is alone on its link.  Hop
+limit, checksum and options of requests are not verified.
+"""
+
+from __future__ import annotations
+
+from passt.userspace.wire import Octets, drops, icmp, ndp
+from passt.userspace.wire.ipv6 import ALL_NODES, LOOPBACK, UNSPECIFIED
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class NdpService:
+    """Answers solicitations from the guest.
+
+    ``our_mac`` and ``our_ll`` are our link-layer and link-local address; ``guest_addr`` is
+    the address assigned to the guest, ``None`` as long as there is none (it may be changed
+    later); ``mtu`` in bytes, 0 to announce none.  With ``neighbours`` false nothing at all
+    is answered (``--no-ndp``), with ``router`` false no router solicitation (``--no-ra``,
+    ``--config-net``).  ``mac_for(address)`` gives the MAC to show for an address; without
+    it that is ours.  ``note(text)`` is told of each answer, with a constant text.
+    """
+
+    __slots__ = (
+        "_mac_for",
+        "_mtu",
+        "_neighbours",
+        "_note",
+        "_our_ll",
+        "_our_mac",
+        "_router",
+        "guest_addr",
+    )
+
+    def __init__(
+        self,
+        our_mac: bytes,
+        our_ll: bytes,
+        guest_addr: bytes | None,
+        mtu: int,
+        *,
+        neighbours: bool = True,
+        router: bool = True,
+        mac_for: Callable[[bytes], bytes] | None = None,
+        note: Callable[[str], None] | None = None,
+    ) -> None:
+        self._our_mac = our_mac
+        self._our_ll = our_ll
+        self.guest_addr = guest_addr
+        self._mtu = mtu
+        self._neighbours = neighbours
+        self._router = router and neighbours
+        self._mac_for = mac_for
+        self._note = note
+
+    def handle(self, buf: Octets, off: int, end: int, src: bytes, guest_mac: bytes) -> bytes | None:
+        """The answer to the ICMPv6 message ``buf[off:end]`` from ``src``, or ``None``.
+
+        Meant for types 133-136 (:func:`passt.userspace.wire.ndp.is_ndp`), none of which goes
+        any further.  ``guest_mac`` is where the answer goes to.
+        """
+        if off >= end:
+            drops.bump(drops.NDP_SHORT)
+            return None
+        kind = buf[off]
+        if kind == ndp.NEIGHBOUR_SOLICITATION:
+            return self._neighbour(buf, off, end, src, guest_mac)
+        if kind == ndp.ROUTER_SOLICITATION:
+            if end - off < ndp.ROUTER_SOLICITATION_LEN:
+                drops.bump(drops.NDP_SHORT)
+                return None
+            if self._router:
+                if self._note is not None:
+                    self._note("NDP: received RS, sending RA")
+                # A solicitor without address listens to all nodes (RFC 4861, 6.2.6).
+                return self.router_advertisement(
+                    ALL_NODES if src == UNSPECIFIED else src, guest_mac
+                )
+        return None
+
+    def _neighbour(
+        self, buf: Octets, off: int, end: int, src: bytes, guest_mac: bytes
+    ) -> bytes | None:
+        """The answer to a neighbour solicitation."""
+        if end - off < ndp.NEIGHBOUR_SOLICITATION_LEN:
+            drops.bump(drops.NDP_SHORT)
+            return None
+        start = off + ndp.TARGET_OFFSET
+        target = bytes(buf[start : start + 16])
+        if (
+            not self._neighbours
+            or src == UNSPECIFIED
+            or target[0] == 0xFF
+            or target in (UNSPECIFIED, LOOPBACK)
+        ):
+            return None
+        if self._note is not None:
+            self._note("NDP: received NS, sending NA")
+        mac = self._our_mac if self._mac_for is None else self._mac_for(target)
+        message = ndp.neighbour_advertisement(target, mac)
+        return icmp.frame6(guest_mac, self._our_mac, self._our_ll, src, message)
+
+    def router_advertisement(self, dst: bytes, guest_mac: bytes) -> bytes:
+        """An advertisement to ``dst``: a solicitor, or all nodes if nobody asked."""
+        prefix = self.guest_addr
+        if prefix is not None and prefix[0] == 0xFE and prefix[1] & 0xC0 == 0x80:
+            # A link-local address is no reason to announce fe80::/64.
+            prefix = None
+        message = ndp.router_advertisement(self._our_mac, prefix, self._mtu)
+        return icmp.frame6(guest_mac, self._our_mac, self._our_ll, dst, message)
+
+    def initial_solicitation(self, guest_mac: bytes) -> bytes | None:
+        """A solicitation to the guest's address, to learn its MAC from the answer.
+
+        Sent to that address itself rather than to its solicited-node group.  ``None`` if
+        the address is unknown or solicitations are off.
+        """
+        if self.guest_addr is None or not self._neighbours:
+            return None
+        message = ndp.neighbour_solicitation(self.guest_addr)
+        return icmp.frame6(guest_mac, self._our_mac, self._our_ll, self.guest_addr, message)

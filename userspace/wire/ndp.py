@@ -1,0 +1,92 @@
+"""Neighbour Discovery messages (RFC 4861): types, layouts, options.
+
+Only what we read from a guest (targets of solicitations) and what we say to it.  All builders
+return an ICMPv6 message with checksum 0, which :func:`passt.userspace.wire.icmp.frame6` fills
+in together with the headers below it.
+"""
+
+from __future__ import annotations
+
+import struct
+
+ROUTER_SOLICITATION = 133
+ROUTER_ADVERTISEMENT = 134
+NEIGHBOUR_SOLICITATION = 135
+NEIGHBOUR_ADVERTISEMENT = 136
+
+ROUTER_SOLICITATION_LEN = 8
+NEIGHBOUR_SOLICITATION_LEN = 24
+
+#: Where the target starts in a neighbour message.
+TARGET_OFFSET = 8
+
+#: Lifetime that never ends, in options.
+INFINITE = 0xFFFFFFFF
+
+_SOURCE_LINK_LAYER = 1
+_TARGET_LINK_LAYER = 2
+_PREFIX_INFORMATION = 3
+_MTU = 5
+
+#: Type, code, checksum, flags (upper 3 bits of a word), target.
+_NEIGHBOUR = struct.Struct("!BBHI16s")
+#: Type, code, checksum, hop limit, flags, router lifetime, reachable time, retransmit timer.
+_ROUTER = struct.Struct("!BBHBBHII")
+#: Type, length / 8, prefix length, flags, valid and preferred lifetime, reserved, prefix.
+_PREFIX = struct.Struct("!BBBBIII16s")
+_LINK_LAYER = struct.Struct("!BB6s")
+_MTU_OPTION = struct.Struct("!BBHI")
+
+#: Router, solicited, override.
+_ANSWER_FLAGS = 0xE0000000
+#: On-link, autonomous address configuration.
+_PREFIX_FLAGS = 0xC0
+#: Managed address configuration: addresses are available by DHCPv6.
+_MANAGED = 0x80
+
+_HOP_LIMIT = 255
+#: Seconds; the largest value (RFC 8319).
+_ROUTER_LIFETIME = 65535
+
+
+def is_ndp(kind: int) -> bool:
+    """The ICMPv6 type is a router or neighbour message: never to be forwarded."""
+    return ROUTER_SOLICITATION <= kind <= NEIGHBOUR_ADVERTISEMENT
+
+
+def neighbour_solicitation(target: bytes) -> bytearray:
+    """A solicitation without options."""
+    return bytearray(_NEIGHBOUR.pack(NEIGHBOUR_SOLICITATION, 0, 0, 0, target))
+
+
+def neighbour_advertisement(target: bytes, mac: bytes) -> bytearray:
+    """The answer of a router at ``mac`` to a solicitation for ``target``, overriding."""
+    message = bytearray(_NEIGHBOUR.pack(NEIGHBOUR_ADVERTISEMENT, 0, 0, _ANSWER_FLAGS, target))
+    message += _LINK_LAYER.pack(_TARGET_LINK_LAYER, 1, mac)
+    return message
+
+
+def router_advertisement(mac: bytes, prefix: bytes | None, mtu: int) -> bytearray:
+    """An advertisement of the router at ``mac``.
+
+    ``prefix`` is an address of the /64 to announce, without limit of lifetime, or ``None``;
+    ``mtu`` is in bytes, 0 for none.
+    """
+    message = bytearray(
+        _ROUTER.pack(ROUTER_ADVERTISEMENT, 0, 0, _HOP_LIMIT, _MANAGED, _ROUTER_LIFETIME, 0, 0)
+    )
+    if prefix is not None:
+        message += _PREFIX.pack(
+            _PREFIX_INFORMATION,
+            4,
+            64,
+            _PREFIX_FLAGS,
+            INFINITE,
+            INFINITE,
+            0,
+            prefix[:8] + b"\0" * 8,
+        )
+    message += _LINK_LAYER.pack(_SOURCE_LINK_LAYER, 1, mac)
+    if mtu:
+        message += _MTU_OPTION.pack(_MTU, 1, 0, mtu)
+    return message
