@@ -34,10 +34,16 @@ def test_short_lengths_at_every_alignment(alignment: int) -> None:
         assert raw_sum(view) == word_sum(bytes(view)), length
 
 
-@pytest.mark.parametrize("length", [575, 1460, 2047, 2048, 2049, 2050, 4097, 16384, 65535, 65589])
+@pytest.mark.parametrize(
+    "length",
+    [575, 1460, 2047, 2048, 2049, 2050, 8191, 8192, 8193, 8194, 16385, 65535, 65589, 200001],
+)
 def test_long_lengths(length: int) -> None:
     data = RANDOM.randbytes(length)
     assert raw_sum(data) == word_sum(data)
+    # The largest words make the largest carries.
+    full = b"\xff" * (length - 2) + b"\x12\x34"[: 1 + length % 2]
+    assert raw_sum(full) == word_sum(full)
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 20, 2048, 2050, 65536])
