@@ -5,32 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import traceback
-from collections.abc import Callable
 
 import pytest
 
 from passt.syscalls import caps, prctl
+from tests.system.syscalls_child import in_child
 
 pytestmark = pytest.mark.system
-
-
-def in_child(body: Callable[[], None]) -> None:
-    """Run `body` in a forked child; fail with its traceback if it raised."""
-    r, w = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            body()
-        except BaseException:
-            os.write(w, traceback.format_exc().encode())
-            os._exit(1)
-        os._exit(0)
-    os.close(w)
-    with open(r, "rb") as f:
-        report = f.read().decode()
-    _, status = os.waitpid(pid, 0)
-    assert status == 0, report
 
 
 def status_field(name: str) -> int:
