@@ -154,7 +154,9 @@ class RecvBatch:
         """Receive into the slots from 0 on; returns how many were filled, or −errno.
 
         `limit` (0: n) bounds the number.  A datagram longer than a slot is cut, and `flags`
-        shows MSG_TRUNC for it; asking for real lengths by MSG_TRUNC is a ValueError.
+        shows MSG_TRUNC for it; asking for real lengths by MSG_TRUNC is a ValueError.  On the
+        hot path `flags` should be a plain int: socket's MSG_ constants are enumerations,
+        whose operators cost more than the call.
         """
         if flags & _MSG_TRUNC or limit > self.n or limit < 0:
             raise ValueError("recv: MSG_TRUNC, or limit beyond the batch")
