@@ -1,0 +1,3 @@
+"""The version, alone in a module that start-up can import for nothing."""
+
+VERSION = "0.1.0"

@@ -1,0 +1,1 @@
+"""Translators between layer 2 and sockets, the services beside them, and command lines."""

@@ -1,0 +1,149 @@
+"""The resolved configuration: what start-up decided, and what the translators read.
+
+:mod:`passt.userspace.config.parse` turns words into options; start-up combines these with
+what it learned of the host into one :class:`Config`.  From then on nothing here changes,
+except ``observed`` addresses and the guest's MAC, which live in
+:class:`passt.userspace.flow.nat.Nat` and in the link.
+
+Addresses are packed ``bytes`` in network order, 4 for IPv4 and 16 for IPv6; MACs are 6.
+"""
+
+from __future__ import annotations
+
+IPPROTO_TCP = 6
+IPPROTO_UDP = 17
+
+#: Our own link-layer address unless the user gave one.
+DEFAULT_MAC = bytes.fromhex("9a559a559a55")
+
+#: 65535 (largest frame) less the Ethernet header.
+MAX_MTU = 65521
+DEFAULT_MTU = 65520
+
+
+class Rule:
+    """One inbound forwarding rule: ports ``first``-``last`` of the host to ``to``-… of the guest.
+
+    ``protocol`` is 6 (TCP) or 17 (UDP); ``address`` is the listening address or ``None`` for
+    the wildcard of every enabled version.
+    """
+
+    __slots__ = ("address", "first", "ifname", "last", "protocol", "to")
+
+    def __init__(
+        self,
+        protocol: int,
+        first: int,
+        last: int,
+        to: int,
+        address: bytes | None = None,
+        ifname: str = "",
+    ) -> None:
+        self.protocol = protocol
+        self.first = first
+        self.last = last
+        self.to = to
+        self.address = address
+        self.ifname = ifname
+
+
+class Family:
+    """What is known and wanted of one IP version."""
+
+    __slots__ = (
+        "addr",
+        "addr_fixed",
+        "copy_addrs",
+        "copy_routes",
+        "enabled",
+        "gateway",
+        "ifindex",
+        "ifname",
+        "local",
+        "map_guest_addr",
+        "map_host_loopback",
+        "our_ll",
+        "outbound_addr",
+        "outbound_if",
+        "prefix_len",
+        "version",
+    )
+
+    def __init__(self, version: int) -> None:
+        self.version = version
+        #: False: every frame of this version is ignored.
+        self.enabled = True
+        #: The template interface on the host; 0 and empty in local mode.
+        self.ifindex = 0
+        self.ifname = ""
+        #: No usable template: link-local addresses of our own choice.
+        self.local = False
+        #: The guest's assigned address, ``None`` if there is none (IPv6 in local mode).
+        self.addr: bytes | None = None
+        self.prefix_len = 24 if version == 4 else 64
+        #: True if the user gave the address: the guest's traffic never changes it.
+        self.addr_fixed = False
+        #: The router address that the guest is given, ``None`` without default route.
+        self.gateway: bytes | None = None
+        #: Our own link-local address on the link (IPv6 only).
+        self.our_ll: bytes | None = None
+        #: With ``--config-net``: take all of the template's addresses and routes.
+        self.copy_addrs = True
+        self.copy_routes = True
+        #: Source address and device of outbound sockets, ``None`` and empty for any.
+        self.outbound_addr: bytes | None = None
+        self.outbound_if = ""
+        #: Guest-side address that stands for the host's loopback, ``None`` if unmapped.
+        self.map_host_loopback: bytes | None = None
+        #: Guest-side address that stands for the host's own (assigned) address.
+        self.map_guest_addr: bytes | None = None
+
+
+class Config:
+    """Everything that the translators and services need to know."""
+
+    __slots__ = (
+        "config_net",
+        "debug",
+        "foreground",
+        "icmp",
+        "mode",
+        "mtu",
+        "ndp",
+        "ns_ifname",
+        "our_mac",
+        "pcap_path",
+        "quiet",
+        "ra",
+        "rules",
+        "stats_interval",
+        "tcp",
+        "udp",
+        "v4",
+        "v6",
+    )
+
+    def __init__(self, mode: str) -> None:
+        #: ``"pasta"`` or ``"passt"``.
+        self.mode = mode
+        self.v4 = Family(4)
+        self.v6 = Family(6)
+        #: MTU given to the guest in bytes, 0 if it is left alone.
+        self.mtu = DEFAULT_MTU
+        self.our_mac = DEFAULT_MAC
+        #: Name of the tap interface in the target namespace.
+        self.ns_ifname = ""
+        self.tcp = True
+        self.udp = True
+        self.icmp = True
+        self.ndp = True
+        self.ra = True
+        self.config_net = False
+        self.foreground = False
+        self.debug = False
+        self.quiet = False
+        self.pcap_path = ""
+        #: Seconds between lines of event statistics, 0 for none.
+        self.stats_interval = 0
+        #: Inbound rules (``-t``, ``-u``).
+        self.rules: list[Rule] = []

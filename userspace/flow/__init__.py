@@ -1,0 +1,1 @@
+"""Flows: the table of what is being forwarded, address translation, and rules."""

@@ -1,0 +1,231 @@
+"""The layer-2 input: every frame of the guest, checked and handed to who deals with it.
+
+::
+
+    link ─► Stack.receive ─┬─ TCP of a known connection, no options in IP ─► its flow
+                           ├─ ARP ─► service ─► link
+                           ├─ IPv4 ─► checks ─┬─ TCP, UDP ─► translators
+                           └─ IPv6 ─► checks ─┼─ ICMP, ICMPv6 echo ─► translator
+                                              └─ NDP ─► service ─► link
+
+The first branch is what bulk traffic takes: one unpacking of Ethernet, IP and TCP headers
+at their usual offsets, and one dictionary lookup with the slice of the header that holds
+both addresses and ports.  A flow was checked when it was created, so its packets need no
+check but those of length.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from passt.userspace import log
+from passt.userspace.services.arp import ArpService
+from passt.userspace.services.ndp import NdpService
+from passt.userspace.wire import drops, ipv4, ipv6
+from passt.userspace.wire.ethernet import format_mac
+from passt.userspace.wire.ndp import is_ndp
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from passt.userspace.config.model import Config
+    from passt.userspace.flow.nat import Nat
+    from passt.userspace.icmp import Icmp
+    from passt.userspace.link.base import Link
+    from passt.userspace.tcp.tcp import Tcp
+    from passt.userspace.udp import Udp
+
+_ETHERNET = 14
+_ARP = 0x0806
+_IPV4 = 0x0800
+_IPV6 = 0x86DD
+_TCP = 6
+_UDP = 17
+_ICMP = 1
+_ICMPV6 = 58
+
+#: Ethernet source and type; IPv4 version and header length, total length, fragment,
+#: protocol, addresses and ports; TCP sequence, acknowledgement, offset, flags, window.
+_FAST4 = struct.Struct("!6x6sHBxH2xHxB2x12sIIBBH").unpack_from
+#: Ethernet source and type; IPv6 payload length, next header, addresses and ports; TCP …
+_FAST6 = struct.Struct("!6x6sHB3xHBx36sIIBBH").unpack_from
+_FAST4_MIN = _ETHERNET + 40
+_FAST6_MIN = _ETHERNET + 60
+
+
+class Stack:
+    """Connects a link to translators and services; either translator may be absent."""
+
+    def __init__(
+        self,
+        config: Config,
+        nat: Nat,
+        link: Link,
+        tcp: Tcp | None,
+        udp: Udp | None,
+        icmp: Icmp | None,
+    ) -> None:
+        self._config = config
+        self._nat = nat
+        self._link = link
+        self._tcp = tcp
+        self._udp = udp
+        self._icmp = icmp
+        self._flows4 = tcp.ctx.flows4 if tcp and config.v4.enabled else {}
+        self._flows6 = tcp.ctx.flows6 if tcp and config.v6.enabled else {}
+        v4, v6 = config.v4, config.v6
+        self._arp = ArpService(config.our_mac, v4.gateway, v4.addr)
+        self._ndp: NdpService | None = None
+        if v6.enabled and v6.our_ll is not None:
+            self._ndp = NdpService(
+                config.our_mac,
+                v6.our_ll,
+                v6.addr,
+                mtu=config.mtu,
+                neighbours=config.ndp,
+                router=config.ra,
+            )
+        link.receiver = self.receive
+        link.batch_end = self.batch_end
+
+    def receive(self, buf: memoryview, off: int, end: int) -> object:
+        """Handle the frame ``buf[off:end]``; true if ``buf`` must stay until the batch ends."""
+        size = end - off
+        if size >= _FAST4_MIN:
+            (
+                mac, ethertype, version, total, fragment, protocol, key, seq, ack, offset, flags,
+                window,
+            ) = _FAST4(buf, off)  # fmt: skip
+            if mac != self._link.guest_mac:
+                self._learn(mac)
+            if ethertype == _IPV4:
+                if version == 0x45 and protocol == _TCP and not fragment & 0xBFFF:
+                    flow = self._flows4.get(key)
+                    if flow is not None:
+                        l4 = off + 34
+                        start = l4 + (offset >> 4 << 2)
+                        stop = off + _ETHERNET + total
+                        if l4 + 20 <= start <= stop <= end:
+                            if flow.guest_addr != self._nat.observed4:
+                                self._nat.observe4(flow.guest_addr)
+                            flow.segment(buf, seq, ack, flags, window, l4 + 20, start, stop)
+                            return False
+                return self._input4(buf, off, end)
+            if ethertype == _IPV6:
+                if size >= _FAST6_MIN:
+                    _, _, version, total, protocol, key, seq, ack, offset, flags, window = _FAST6(
+                        buf, off
+                    )
+                    if protocol == _TCP and version & 0xF0 == 0x60:
+                        flow = self._flows6.get(key)
+                        if flow is not None:
+                            l4 = off + 54
+                            start = l4 + (offset >> 4 << 2)
+                            if l4 + 20 <= start <= end and total == end - l4:
+                                if flow.guest_addr != self._nat.observed6:
+                                    self._nat.observe6(flow.guest_addr)
+                                flow.segment(buf, seq, ack, flags, window, l4 + 20, start, end)
+                                return False
+                return self._input6(buf, off, end)
+            return self._other(buf, off, end, ethertype)
+        if size < _ETHERNET:
+            drops.bump(drops.FRAME_SHORT)
+            return False
+        mac = bytes(buf[off + 6 : off + 12])
+        if mac != self._link.guest_mac:
+            self._learn(mac)
+        ethertype = buf[off + 12] << 8 | buf[off + 13]
+        if ethertype == _IPV4:
+            return self._input4(buf, off, end)
+        if ethertype == _IPV6:
+            return self._input6(buf, off, end)
+        return self._other(buf, off, end, ethertype)
+
+    def batch_end(self) -> None:
+        """Let the translators finish what the batch brought."""
+        if self._tcp is not None:
+            self._tcp.batch_end()
+        if self._udp is not None:
+            self._udp.batch_end()
+
+    def announce(self) -> None:
+        """Ask the guest for its link-layer address, once the link can carry frames."""
+        if self._config.v4.enabled:
+            request = self._arp.initial_request()
+            if request is not None:
+                self._link.send_frame(request)
+        if self._ndp is not None:
+            solicitation = self._ndp.initial_solicitation(self._link.guest_mac)
+            if solicitation is not None:
+                self._link.send_frame(solicitation)
+
+    def _learn(self, mac: bytes) -> None:
+        """The guest uses another link-layer address than before."""
+        log.limited("guest-mac", log.INFO, "New guest MAC address observed: %s", format_mac(mac))
+        self._link.guest_mac = mac
+        if self._tcp is not None:
+            self._tcp.ethernet_changed()
+
+    def _other(self, buf: memoryview, off: int, end: int, ethertype: int) -> bool:
+        if ethertype == _ARP and self._config.v4.enabled:
+            reply = self._arp.handle(buf, off, end)
+            if reply is not None:
+                self._link.send_frame(reply)
+        else:
+            drops.bump(drops.FAMILY_DISABLED if ethertype == _ARP else drops.ETHERTYPE)
+        return False
+
+    def _input4(self, buf: memoryview, off: int, end: int) -> bool:
+        if not self._config.v4.enabled:
+            drops.bump(drops.FAMILY_DISABLED)
+            return False
+        protocol, l4, l4_end, _, src, _ = ipv4.parse(buf, off + _ETHERNET, end)
+        if src and src != self._nat.observed4:
+            self._nat.observe4(src)
+        if protocol < 0:
+            self._dropped(-protocol)
+            return False
+        if l4_end - l4 < 8:
+            drops.bump(drops.UDP_SHORT if protocol == _UDP else drops.ICMP_SHORT)
+            return False
+        if protocol == _TCP:
+            return self._tcp is not None and self._tcp.input(buf, off, l4, l4_end, 4)
+        if protocol == _UDP:
+            return self._udp is not None and self._udp.input(buf, off, l4, l4_end, 4)
+        return self._icmp is not None and self._icmp.input(buf, off, l4, l4_end, 4)
+
+    def _input6(self, buf: memoryview, off: int, end: int) -> bool:
+        if not self._config.v6.enabled:
+            drops.bump(drops.FAMILY_DISABLED)
+            return False
+        protocol, l4, l4_end, _, src, _ = ipv6.parse(buf, off + _ETHERNET, end)
+        if src and src != self._nat.observed6:
+            self._nat.observe6(src)
+        if protocol < 0:
+            self._dropped(-protocol)
+            return False
+        if l4_end - l4 < 8:
+            drops.bump(drops.UDP_SHORT if protocol == _UDP else drops.ICMP_SHORT)
+            return False
+        if protocol == _TCP:
+            return self._tcp is not None and self._tcp.input(buf, off, l4, l4_end, 6)
+        if protocol == _UDP:
+            return self._udp is not None and self._udp.input(buf, off, l4, l4_end, 6)
+        if is_ndp(buf[l4]):
+            if self._ndp is not None:
+                reply = self._ndp.handle(buf, l4, l4_end, src, self._link.guest_mac)
+                if reply is not None:
+                    self._link.send_frame(reply)
+            return False
+        return self._icmp is not None and self._icmp.input(buf, off, l4, l4_end, 6)
+
+    def _dropped(self, reason: int) -> None:
+        """Count a packet dropped for ``reason``, and say so where users expect it."""
+        drops.bump(reason)
+        if reason in (drops.IP4_FRAGMENT, drops.IP6_FRAGMENT):
+            version = 4 if reason == drops.IP4_FRAGMENT else 6
+            log.limited(
+                f"fragment{version}", log.WARNING,
+                "Can't process IPv%d fragments (%d dropped)", version, drops.counts[reason],
+            )  # fmt: skip
+        elif log.debug_on:
+            log.limited(f"drop{reason}", log.DEBUG, "Dropped from guest: %s", drops.NAMES[reason])

@@ -1,0 +1,180 @@
+"""What all TCP flows share: the link, the loop, kernel features, budgets, scratch space."""
+
+from __future__ import annotations
+
+import mmap
+import socket
+
+from passt.syscalls import tcpinfo
+from passt.syscalls.sockopt import probe_large_sndbuf, probe_peek_off
+from passt.userspace import log
+from passt.userspace.tcp.const import (
+    CONNECTING,
+    INITIAL_RTO,
+    MAX_RETRIES,
+    MAX_WINDOW,
+    RTO_AFTER_SYN_RETRY,
+    TAP_QUEUE_FRAMES,
+)
+from passt.userspace.tcp.isn import initial_sequence
+from passt.userspace.tcp.segments import Template
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from passt.userspace.config.model import Config
+    from passt.userspace.flow.nat import Nat
+    from passt.userspace.flow.table import FlowTable
+    from passt.userspace.link.base import Link
+    from passt.userspace.loop import Loop
+    from passt.userspace.tcp.base import FlowBase
+    from passt.userspace.tcp.flow import TcpFlow
+
+#: TCP maximum segment sizes above a page are announced as a multiple of it.
+_PAGE = 4096
+
+
+class Features:
+    """What the kernel offers to TCP sockets, found out once."""
+
+    __slots__ = ("bytes_acked", "delivery_rate", "large_sndbuf", "min_rtt", "peek_off", "snd_wnd")
+
+    def __init__(self, *, v4: bool, v6: bool) -> None:
+        families = [socket.AF_INET] * v4 + [socket.AF_INET6] * v6
+        #: SO_PEEK_OFF for TCP, on every version in use.
+        self.peek_off = all(probe_peek_off(family) for family in families)
+        fields = tcpinfo.probe()
+        self.bytes_acked = fields.bytes_acked
+        self.delivery_rate = fields.delivery_rate
+        self.min_rtt = fields.min_rtt
+        self.snd_wnd = fields.snd_wnd
+        self.large_sndbuf = probe_large_sndbuf()
+
+
+class Context:
+    """Shared by all flows of one translator; flows hold no reference to anything else."""
+
+    def __init__(
+        self,
+        config: Config,
+        nat: Nat,
+        loop: Loop,
+        link: Link,
+        table: FlowTable,
+        mac_for: Callable[[bytes], bytes] | None = None,
+        features: Features | None = None,
+    ) -> None:
+        self.config = config
+        self.nat = nat
+        self.loop = loop
+        self.link = link
+        self.table = table
+        self.features = features or Features(v4=config.v4.enabled, v6=config.v6.enabled)
+        self._mac_for = mac_for
+        #: Flows by source, destination and ports as in the guest's frames, per IP version.
+        self.flows4: dict[bytes, TcpFlow] = {}
+        self.flows6: dict[bytes, TcpFlow] = {}
+        #: Flows that got a segment in the current batch.
+        self.touched: list[TcpFlow] = []
+        #: Target of discards; the kernel never writes to it, so it takes no memory.
+        self.void = memoryview(mmap.mmap(-1, MAX_WINDOW + 65536))
+        #: Out-of-order bytes kept over all flows.
+        self.held = 0
+        #: Flows that the guest is sending data on, as of the last count: they share its queue.
+        self.uploads = 1
+        self.retransmissions = 0
+        #: Called after a flow entered the table.
+        self.on_opened: Callable[[], None] = _nothing
+        #: Reports to the guest that a destination cannot be reached: (flow, errno).
+        self.report_unreachable: Callable[[FlowBase, int], None] | None = None
+        linear = _sysctl("tcp_syn_linear_timeouts", 4)
+        #: Handshake segments sent at one-second intervals, and altogether.
+        self._syn_linear = min(linear, 127)
+        self.syn_tries = min(MAX_RETRIES, min(_sysctl("tcp_syn_retries", 6), 127) + linear)
+        #: Cap of retransmission time-outs, in seconds.
+        self.rto_max = float(-(-_sysctl("tcp_rto_max_ms", 120000) // 1000))
+
+    def isn(self, key: bytes) -> int:
+        """Initial sequence number for a new flow."""
+        return initial_sequence(key)
+
+    def syn_timeout(self, retries: int) -> float:
+        """Seconds to wait for an answer to a handshake segment sent ``retries`` times before."""
+        return min(float(1 << max(retries - self._syn_linear, 0)), self.rto_max)
+
+    def data_rto(self, flow: FlowBase) -> float:
+        """Initial retransmission time-out for data, in seconds."""
+        return RTO_AFTER_SYN_RETRY if flow.syn_retried else INITIAL_RTO
+
+    def peer_scale(self, sock: socket.socket) -> int:
+        """The window scale that the peer of a connected socket announced."""
+        return tcpinfo.split_scales(tcpinfo.read(sock)[2])[0]
+
+    def unreachable(self, flow: FlowBase, number: int) -> None:
+        """Tell the guest by ICMP why its connection attempt failed, where there is a way."""
+        if flow.state == CONNECTING and self.report_unreachable is not None:
+            self.report_unreachable(flow, number)
+
+    def template(self, flow: FlowBase) -> Template:
+        """Frame template of ``flow``; its IPv6 label is stable and never 0."""
+        source_mac = self._mac_for(flow.our_addr) if self._mac_for else self.config.our_mac
+        return Template(
+            self.link,
+            source_mac,
+            flow.our_addr,
+            flow.our_port,
+            flow.guest_addr,
+            flow.guest_port,
+            flow.fd & 0xFFFFF or 1,
+        )
+
+    def announced_mss(self, flow: FlowBase) -> int:
+        """The MSS that the guest is offered: what its MTU, and our reading, allow."""
+        mtu = self.config.mtu
+        overhead = 40 if len(flow.our_addr) == 4 else 60
+        if not mtu:
+            return flow.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
+        mss = max(mtu - overhead, 88)
+        if mss > _PAGE:
+            mss -= mss % _PAGE
+            if not self.features.large_sndbuf and not flow.peer_local:
+                # A segment must fit a small send buffer, or nothing is ever accepted whole.
+                mss = _PAGE
+        return mss
+
+    def upload_share(self, mss: int) -> int:
+        """Bytes that one flow may have in the guest's transmit queue."""
+        return max(2 * mss, TAP_QUEUE_FRAMES * mss // self.uploads)
+
+    def add(self, flow: TcpFlow) -> bool:
+        """Enter ``flow`` into table and lookup; False if the table is full."""
+        if not self.table.add(flow):
+            return False
+        flows = self.flows4 if len(flow.our_addr) == 4 else self.flows6
+        flows[flow.key] = flow
+        self.on_opened()
+        return True
+
+    def closed(self, flow: FlowBase, reason: str) -> None:
+        """Take ``flow`` out of table and lookup."""
+        if log.debug_on:
+            log.debug(f"{flow}: closed: {reason}")
+        flows = self.flows4 if len(flow.our_addr) == 4 else self.flows6
+        if flows.get(flow.key) is flow:
+            del flows[flow.key]
+        self.held -= sum(len(data) for _, data in flow.out_of_order)
+        self.table.remove(flow)
+
+
+def _nothing() -> None:
+    """Nobody wants to know of new flows."""
+
+
+def _sysctl(name: str, default: int) -> int:
+    """A non-negative number from /proc/sys/net/ipv4, ``default`` if there is none."""
+    try:
+        with open(f"/proc/sys/net/ipv4/{name}", "rb") as file:
+            return max(int(file.read(32)), 0)
+    except (OSError, ValueError):
+        return default

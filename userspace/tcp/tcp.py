@@ -1,0 +1,352 @@
+"""The TCP translator: new connections from both sides, strays, and upkeep.
+
+What belongs to one connection is in :mod:`passt.userspace.tcp.flow`; here are the guest's
+SYNs, connections accepted on the host, segments without a flow (RFC 9293, 3.10.7.1), and
+the periodic scans for connections that one side forgot.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+
+from passt.syscalls.sockopt import linger_reset
+from passt.userspace import log
+from passt.userspace.flow import nat as addresses
+from passt.userspace.loop import EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP
+from passt.userspace.tcp.const import (
+    ACCEPT_BATCH,
+    ACCEPT_PAUSE,
+    ACK,
+    FIN,
+    INACTIVITY_INTERVAL,
+    KEEPALIVE_INTERVAL,
+    LISTEN_BACKLOG,
+    RST,
+    SYN,
+)
+from passt.userspace.tcp.context import Context
+from passt.userspace.tcp.flow import TcpFlow
+from passt.userspace.wire import ipv4, ipv6, tcp
+from passt.userspace.wire.checksum import pseudo_sum
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from passt.userspace.config.model import Rule
+
+_FLOW_EVENTS = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
+_PORTS = struct.Struct("!HH")
+_SO_BINDTODEVICE = 25
+#: Errors of accept() that concern one connection, not the listener (accept(2)).
+_ACCEPT_PASSING = frozenset(
+    (errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH,
+     errno.EPERM)
+)  # fmt: skip
+
+
+class Tcp:
+    """Translates between TCP segments on the link and sockets on the host."""
+
+    def __init__(self, ctx: Context) -> None:
+        self.ctx = ctx
+        ctx.on_opened = self._keep_up
+        self._listeners: list[_Acceptor] = []
+        self._scans = 0
+        self._scanning = False
+
+    # From the guest.
+
+    def input(self, buf: memoryview, off: int, l4: int, end: int, version: int) -> bool:
+        """Handle the segment ``buf[l4:end]`` of the frame that starts at ``off``.
+
+        Nothing of ``buf`` is kept.
+        """
+        sport, dport, seq, ack, flags, window, start = tcp.parse(buf, l4, end)
+        if sport < 0:
+            return False
+        if version == 4:
+            src, dst = bytes(buf[off + 26 : off + 30]), bytes(buf[off + 30 : off + 34])
+            flows = self.ctx.flows4
+        else:
+            src, dst = bytes(buf[off + 22 : off + 38]), bytes(buf[off + 38 : off + 54])
+            flows = self.ctx.flows6
+        key = src + dst + _PORTS.pack(sport, dport)
+        flow = flows.get(key)
+        if flow is not None:
+            flow.segment(buf, seq, ack, flags, window, l4 + 20, start, end)
+        elif flags & SYN and not flags & (ACK | RST):
+            self._connect(buf, key, src, sport, dst, dport, seq, window, l4 + 20, start)
+        elif not flags & RST:
+            size = end - start + bool(flags & SYN) + bool(flags & FIN)
+            label = ipv6.flow_label(buf, off + 14) if version == 6 else 0
+            self._refuse(src, sport, dst, dport, seq + size, ack, flags, label)
+        return False
+
+    def batch_end(self) -> None:
+        """Settle the flows that got segments in the batch that ends here."""
+        touched = self.ctx.touched
+        if touched:
+            # Settling may touch no flow but its own, which is not in the list any more.
+            for flow in touched:
+                flow.settle()
+            touched.clear()
+
+    def _connect(
+        self,
+        buf: memoryview,
+        key: bytes,
+        src: bytes,
+        sport: int,
+        dst: bytes,
+        dport: int,
+        seq: int,
+        window: int,
+        options: int,
+        start: int,
+    ) -> None:
+        """The guest wants a new connection."""
+        ctx = self.ctx
+        if not (addresses.is_unicast(src) and addresses.is_unicast(dst) and sport and dport):
+            log.limited(
+                "tcp-endpoint", log.WARNING, "Invalid endpoint in TCP SYN: %s -> %s",
+                addresses.endpoint(src, sport), addresses.endpoint(dst, dport),
+            )  # fmt: skip
+            return
+        host = ctx.nat.outbound(dst)
+        family = socket.AF_INET if len(host) == 4 else socket.AF_INET6
+        try:
+            sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        except OSError as error:
+            log.limited("tcp-socket", log.ERR, "TCP socket: %s", error.strerror)
+            return
+        flow = TcpFlow(ctx, key, dst, dport, src, sport, sock, inbound=False)
+        flow.learn_options(buf, options, start)
+        flow.guest_window = window
+        flow.rcv_nxt = flow.ack = flow.told_ack = flow.rcv_edge = seq + 1
+        # The kernel counts our SYN in its bytes acknowledged.
+        flow.ack_base = seq
+        if not ctx.add(flow):
+            sock.close()
+            log.limited("tcp-full", log.ERR, "Flow table full, TCP connection dropped")
+            return
+        number = self._open(sock, host, dport)
+        if number in (0, errno.EINPROGRESS):
+            try:
+                ctx.loop.add(flow.fd, _FLOW_EVENTS, flow.on_event)
+            except OSError as error:
+                number = error.errno or errno.EIO
+        if number == 0:
+            flow.connected()
+        elif number != errno.EINPROGRESS:
+            ctx.unreachable(flow, number)
+            flow.reset(errno.errorcode.get(number, str(number)))
+        if log.debug_on:
+            log.debug("%s: new, to %s", flow, addresses.endpoint(host, dport))
+
+    def _open(self, sock: socket.socket, host: bytes, port: int) -> int:
+        """Prepare ``sock`` and start to connect it; returns an errno."""
+        nat = self.ctx.nat
+        family = "IPv4" if len(host) == 4 else "IPv6"
+        try:
+            prepare(sock)
+        except OSError as error:
+            log.debug("TCP socket options: %s", error.strerror)
+        source = nat.outbound_source(host)
+        if source is not None and not addresses.is_loopback(host):
+            try:
+                sock.bind((addresses.text(source), 0))
+            except OSError as error:
+                log.limited(
+                    "tcp-bind", log.WARNING, "Can't bind TCP outbound socket to %s: %s",
+                    addresses.endpoint(source, 0), error.strerror,
+                )  # fmt: skip
+        device = nat.bind_device(host)
+        if device:
+            try:
+                sock.setsockopt(socket.SOL_SOCKET, _SO_BINDTODEVICE, device.encode())
+            except OSError as error:
+                log.limited(
+                    "tcp-device", log.WARNING, "Can't bind %s TCP socket to interface %s: %s",
+                    family, device, error.strerror,
+                )  # fmt: skip
+        try:
+            if len(host) == 4:
+                return sock.connect_ex((addresses.text(host), port))
+            return sock.connect_ex((addresses.text(host), port, 0, nat.scope_id(host)))
+        except OSError as error:
+            return error.errno or errno.EIO
+
+    def _refuse(
+        self,
+        src: bytes,
+        sport: int,
+        dst: bytes,
+        dport: int,
+        next_seq: int,
+        ack: int,
+        flags: int,
+        label: int,
+    ) -> None:
+        """Answer a segment that belongs to no connection with a reset."""
+        if flags & ACK:
+            seq, our_ack, our_flags = ack, 0, RST
+        else:
+            seq, our_ack, our_flags = 0, next_seq & 0xFFFFFFFF, RST | ACK
+        pseudo = pseudo_sum(dst, src, tcp.IPPROTO_TCP, 0)
+        segment = tcp.segment(dport, sport, seq, our_ack, our_flags, 0, pseudo)
+        ctx = self.ctx
+        mac, ours = ctx.link.guest_mac, ctx.config.our_mac
+        if len(src) == 4:
+            frame = ipv4.frame(mac, ours, dst, src, tcp.IPPROTO_TCP, segment)
+        else:
+            frame = ipv6.frame(mac, ours, dst, src, tcp.IPPROTO_TCP, segment, label=label)
+        ctx.link.send_frame(frame)
+
+    def ethernet_changed(self) -> None:
+        """The guest's link-layer address is another one: it is the target of all frames."""
+        ctx = self.ctx
+        for flow in (*ctx.flows4.values(), *ctx.flows6.values()):
+            flow.template.set_guest_mac(ctx.link.guest_mac)
+
+    # From the host.
+
+    def attach_listener(self, sock: socket.socket, rule: Rule, port: int) -> None:
+        """Start to accept connections on ``sock``, bound to ``port`` for ``rule``."""
+        sock.setblocking(False)
+        sock.listen(LISTEN_BACKLOG)
+        acceptor = _Acceptor(self, sock, rule, port)
+        self._listeners.append(acceptor)
+        acceptor.resume()
+
+    def accepted(self, sock: socket.socket, peer: tuple[bytes, int], rule: Rule, port: int) -> bool:
+        """Offer a connection from ``peer`` to the guest; False if the flow table is full."""
+        ctx = self.ctx
+        source, source_port = peer
+        seen = ctx.nat.inbound_source(source) if addresses.is_unicast(source) else None
+        target = None if seen is None else ctx.nat.inbound_target(seen)
+        guest_port = rule.to + port - rule.first
+        if seen is None or target is None or not source_port:
+            log.limited(
+                "tcp-accept", log.ERR, "No rules to forward HOST TCP %s -> port %d",
+                addresses.endpoint(source, source_port), port,
+            )  # fmt: skip
+            refuse(sock)
+            return True
+        key = target + seen + _PORTS.pack(guest_port, source_port)
+        if key in (ctx.flows4 if len(seen) == 4 else ctx.flows6):
+            # Two host addresses that look the same to the guest, from the same port.
+            log.limited("tcp-clash", log.WARNING, "TCP connection from %s clashes with another",
+                        addresses.endpoint(source, source_port))  # fmt: skip
+            refuse(sock)
+            return True
+        flow = TcpFlow(ctx, key, seen, source_port, target, guest_port, sock, inbound=True)
+        if not ctx.add(flow):
+            refuse(sock)
+            return False
+        try:
+            prepare(sock)
+            ctx.loop.add(flow.fd, _FLOW_EVENTS, flow.on_event)
+        except OSError as error:
+            flow.abort(f"accepted socket: {error.strerror}")
+            return True
+        if log.debug_on:
+            log.debug("%s: new, from %s", flow, addresses.endpoint(source, source_port))
+        flow.offer()
+        return True
+
+    # Upkeep.
+
+    def _keep_up(self) -> None:
+        """Scan as long as there are flows."""
+        if not self._scanning:
+            self._scanning = True
+            self.ctx.loop.call_at(self.ctx.loop.now + KEEPALIVE_INTERVAL, self._scan)
+
+    def _scan(self) -> None:
+        """Look for connections that are idle on the link, or altogether."""
+        ctx = self.ctx
+        self._scanning = False
+        self._scans += 1
+        both = self._scans % int(INACTIVITY_INTERVAL / KEEPALIVE_INTERVAL) == 0
+        flows = [*ctx.flows4.values(), *ctx.flows6.values()]
+        for flow in flows:
+            if both:
+                if not flow.active:
+                    flow.reset("inactive")
+                    continue
+                flow.active = False
+            if not flow.tap_active:
+                flow.keepalive()
+            flow.tap_active = False
+        if ctx.flows4 or ctx.flows6:
+            self._keep_up()
+
+
+class _Acceptor:
+    """Accepts the connections of one listening socket, in bounded batches."""
+
+    __slots__ = ("_port", "_rule", "_sock", "_tcp")
+
+    def __init__(self, owner: Tcp, sock: socket.socket, rule: Rule, port: int) -> None:
+        self._tcp = owner
+        self._sock = sock
+        self._rule = rule
+        self._port = port
+
+    def resume(self) -> None:
+        """Watch for connections."""
+        self._tcp.ctx.loop.add(self._sock.fileno(), EPOLLIN, self._on_event)
+
+    def _on_event(self, _events: int) -> None:
+        for _ in range(ACCEPT_BATCH):
+            try:
+                sock, name = self._sock.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _ACCEPT_PASSING:
+                    continue
+                log.limited("tcp-accept-error", log.WARNING, "TCP accept: %s", error.strerror)
+                self._pause()
+                return
+            sock.setblocking(False)
+            if not self._tcp.accepted(sock, peer_of(name), self._rule, self._port):
+                log.limited("tcp-full", log.ERR, "Flow table full, TCP connection dropped")
+                self._pause()
+                return
+
+    def _pause(self) -> None:
+        """Rest: what is missing now will not be there at once, and the event would repeat."""
+        loop = self._tcp.ctx.loop
+        loop.remove(self._sock.fileno())
+        loop.call_at(loop.now + ACCEPT_PAUSE, self.resume)
+
+
+def prepare(sock: socket.socket) -> None:
+    """Options of every TCP socket that carries a guest's connection.
+
+    No delay, as we cannot know what is interactive; urgent data in line, as the guest gets
+    it that way and a byte missing from the queue would shift everything behind it.
+    """
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+
+
+def refuse(sock: socket.socket) -> None:
+    """Reset an accepted connection that leads nowhere."""
+    try:
+        linger_reset(sock)
+    except OSError:
+        # The peer was faster.
+        pass
+    sock.close()
+
+
+def peer_of(name: tuple[str, int] | tuple[str, int, int, int]) -> tuple[bytes, int]:
+    """Packed address and port from a socket's name, IPv4 if v4-mapped."""
+    host = name[0]
+    if ":" in host:
+        packed = socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
+        return addresses.unmap(packed), name[1]
+    return socket.inet_aton(host), name[1]
