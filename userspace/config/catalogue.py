@@ -7,99 +7,27 @@ its name, except the checks of :mod:`passt.userspace.config.parse` that concern 
 from __future__ import annotations
 
 from passt.userspace.config import values
-from passt.userspace.config.errors import ImmediateExit, UsageError
-from passt.userspace.config.model import IPPROTO_TCP, IPPROTO_UDP, MAX_MTU
-from passt.userspace.config.table import (
-    ADD,
-    FAMILY,
-    PASTA,
-    Option,
+from passt.userspace.config.actions import (
+    address,
     flag,
+    netmask,
+    nothing,
     path,
     per_family,
+    ports,
+    remap,
+    show_capabilities,
+    show_help,
+    show_version,
+    stats,
     value,
 )
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from passt.userspace.config.options import Options
-    from passt.userspace.config.table import Store
+from passt.userspace.config.model import IPPROTO_TCP, IPPROTO_UDP, MAX_MTU
+from passt.userspace.config.table import ADD, FAMILY, PASTA, Option
 
 PASTA_ONLY = (PASTA,)
 
 _BY_HAND = "Without `--config-net` the namespace has to configure itself accordingly."
-
-
-def _nothing(_options: Options, _text: str) -> None:
-    """Store of an option that only has columns: a warning, for one."""
-
-
-def _stats(options: Options, text: str) -> None:
-    if not options.foreground:
-        raise UsageError("Can't display statistics if not running in foreground")
-    options.stats = values.stats_interval(text)
-
-
-def _show_help(options: Options, _text: str) -> None:
-    from passt.userspace.config.usage import usage_text
-
-    raise ImmediateExit(usage_text(options.argv0))
-
-
-def _show_version(options: Options, _text: str) -> None:
-    from passt.userspace.config.usage import version_text
-
-    raise ImmediateExit(version_text(options.mode))
-
-
-def _show_capabilities(_options: Options, _text: str) -> None:
-    raise ImmediateExit('{\n  "type": "net"\n}\n')
-
-
-def _address(options: Options, text: str) -> None:
-    addr, length = values.guest_address(text)
-    if length is not None:
-        options.prefix_given = True
-        _check_prefix_once(options)
-    if len(addr) == 4:
-        options.address_v4, options.prefix_v4 = addr, length
-    else:
-        options.address_v6, options.prefix_v6 = addr, length
-
-
-def _netmask(options: Options, text: str) -> None:
-    options.netmask = values.netmask(text)
-    _check_prefix_once(options)
-
-
-def _check_prefix_once(options: Options) -> None:
-    if options.prefix_given and options.netmask is not None:
-        raise UsageError("Redundant prefix length specification")
-
-
-def _remap(attribute: str, none_implies: str = "") -> Store:
-    """Store an address per IP version; ``none`` clears both and sets ``none_implies``."""
-    store_address = per_family(attribute, values.remapped)
-
-    def store(options: Options, text: str) -> None:
-        if text != "none":
-            store_address(options, text)
-            return
-        setattr(options, f"{attribute}_v4", None)
-        setattr(options, f"{attribute}_v6", None)
-        if none_implies:
-            setattr(options, none_implies, True)
-
-    return store
-
-
-def _ports(spelling: str, protocol: int) -> Store:
-    """Keep a specifier for when all options are known: rules depend on ``-4``, ``--no-tcp``."""
-
-    def store(options: Options, text: str) -> None:
-        options.port_specs.append((spelling, protocol, text))
-
-    return store
 
 
 TABLE: tuple[Option, ...] = (
@@ -144,7 +72,7 @@ TABLE: tuple[Option, ...] = (
         "stats",
         "",
         "DELAY",
-        _stats,
+        stats,
         default="off",
         help="Print event counters, at most every DELAY seconds; needs --foreground before it",
         details="Counters are cumulative, one column for each kind of event source. Nothing "
@@ -154,7 +82,7 @@ TABLE: tuple[Option, ...] = (
         "stderr",
         "e",
         "",
-        _nothing,
+        nothing,
         deprecated=True,
         help="Accepted for compatibility, without effect",
     ),
@@ -186,13 +114,13 @@ TABLE: tuple[Option, ...] = (
         details="A numeric user alone is also used as group; a login name brings its primary "
         "group. Names of the superuser are refused, the number 0 is accepted.",
     ),
-    Option("help", "h", "", _show_help, help="Print this text and exit"),
-    Option("version", "", "", _show_version, help="Print the version and exit"),
+    Option("help", "h", "", show_help, help="Print this text and exit"),
+    Option("version", "", "", show_version, help="Print the version and exit"),
     Option(
         "print-capabilities",
         "",
         "",
-        _show_capabilities,
+        show_capabilities,
         hidden=True,
         help="Print what management software wants to know and exit",
     ),
@@ -230,7 +158,7 @@ TABLE: tuple[Option, ...] = (
         "address",
         "a",
         "ADDR[/LEN]",
-        _address,
+        address,
         repeat=FAMILY,
         default="from the host's interface",
         help="Address of the guest",
@@ -242,7 +170,7 @@ TABLE: tuple[Option, ...] = (
         "netmask",
         "n",
         "MASK",
-        _netmask,
+        netmask,
         default="from the host's interface",
         help="IPv4 netmask of the guest, dotted or as a number of bits",
         details="Not together with a length in `--address`. 0 stands for the default.",
@@ -364,7 +292,7 @@ TABLE: tuple[Option, ...] = (
         "map-host-loopback",
         "",
         "ADDR|none",
-        _remap("map_host_loopback", "no_map_gw"),
+        remap("map_host_loopback", "no_map_gw"),
         repeat=FAMILY,
         default="the router address",
         help="Address by which the guest reaches the host's loopback address",
@@ -375,7 +303,7 @@ TABLE: tuple[Option, ...] = (
         "map-guest-addr",
         "",
         "ADDR|none",
-        _remap("map_guest_addr"),
+        remap("map_guest_addr"),
         repeat=FAMILY,
         default="none",
         help="Address by which the guest reaches the host's own address",
@@ -394,7 +322,7 @@ TABLE: tuple[Option, ...] = (
         "tcp-ports",
         "t",
         "SPEC",
-        _ports("-t", IPPROTO_TCP),
+        ports("-t", IPPROTO_TCP),
         repeat=ADD,
         default="none",
         help="Forward TCP ports to the guest: none, or PORT[:TARGET] separated by commas",
@@ -405,7 +333,7 @@ TABLE: tuple[Option, ...] = (
         "udp-ports",
         "u",
         "SPEC",
-        _ports("-u", IPPROTO_UDP),
+        ports("-u", IPPROTO_UDP),
         repeat=ADD,
         default="none",
         help="Forward UDP ports to the guest, likewise",

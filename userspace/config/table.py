@@ -6,12 +6,10 @@ scanning, the usage text and the manual page are all read from it.
 The ``store`` column is the function that takes the value as given, checks it, and leaves the
 result in :class:`~passt.userspace.config.options.Options`.  It runs at the moment the option
 is met, left to right: ``--version`` acts at once, and what an earlier option established can
-be relied on.  :func:`flag`, :func:`value` and :func:`per_family` make the ordinary ones.
+be relied on.  They are made in :mod:`passt.userspace.config.actions`.
 """
 
 from __future__ import annotations
-
-from passt.userspace.config import values
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -102,40 +100,3 @@ class Option:
     def spelling(self) -> str:
         """The name used in messages about the option: the short one if it has one."""
         return f"-{self.short}" if self.short else f"--{self.long}"
-
-
-def flag(attribute: str) -> Store:
-    """Store True in ``attribute``."""
-
-    def store(options: Options, _text: str) -> None:
-        setattr(options, attribute, True)
-
-    return store
-
-
-def value(attribute: str, read: Callable[[str], object]) -> Store:
-    """Store the value as read by ``read`` in ``attribute``."""
-
-    def store(options: Options, text: str) -> None:
-        setattr(options, attribute, read(text))
-
-    return store
-
-
-def per_family(attribute: str, read: Callable[[str], bytes]) -> Store:
-    """Store an address in ``attribute_v4`` or ``attribute_v6``, by its length."""
-
-    def store(options: Options, text: str) -> None:
-        addr = read(text)
-        setattr(options, f"{attribute}_v{4 if len(addr) == 4 else 6}", addr)
-
-    return store
-
-
-def path(attribute: str, name: str) -> Store:
-    """Store a file name in ``attribute``; ``name`` says which in messages."""
-
-    def store(options: Options, text: str) -> None:
-        setattr(options, attribute, values.path(name, text))
-
-    return store

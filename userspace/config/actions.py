@@ -1,0 +1,134 @@
+"""What happens when an option is met: the ``store`` column of the option table.
+
+Each action takes the options so far and the value as text, and leaves the checked value in
+the options.  :func:`flag`, :func:`value`, :func:`path` and :func:`per_family` make the
+ordinary ones; the rest belong to a single option or two.
+"""
+
+from __future__ import annotations
+
+from passt.userspace.config import values
+from passt.userspace.config.errors import ImmediateExit, UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from passt.userspace.config.options import Options
+    from passt.userspace.config.table import Store
+
+
+def flag(attribute: str) -> Store:
+    """Store True in ``attribute``."""
+
+    def store(options: Options, _text: str) -> None:
+        setattr(options, attribute, True)
+
+    return store
+
+
+def value(attribute: str, read: Callable[[str], object]) -> Store:
+    """Store the value as read by ``read`` in ``attribute``."""
+
+    def store(options: Options, text: str) -> None:
+        setattr(options, attribute, read(text))
+
+    return store
+
+
+def per_family(attribute: str, read: Callable[[str], bytes]) -> Store:
+    """Store an address in ``attribute_v4`` or ``attribute_v6``, by its length."""
+
+    def store(options: Options, text: str) -> None:
+        addr = read(text)
+        setattr(options, f"{attribute}_v{4 if len(addr) == 4 else 6}", addr)
+
+    return store
+
+
+def path(attribute: str, name: str) -> Store:
+    """Store a file name in ``attribute``; ``name`` says which in messages."""
+
+    def store(options: Options, text: str) -> None:
+        setattr(options, attribute, values.path(name, text))
+
+    return store
+
+
+def nothing(_options: Options, _text: str) -> None:
+    """Store of an option that only has columns: a warning, for one."""
+
+
+def stats(options: Options, text: str) -> None:
+    """Take the interval of ``--stats``, which has nowhere to print to in background."""
+    if not options.foreground:
+        raise UsageError("Can't display statistics if not running in foreground")
+    options.stats = values.stats_interval(text)
+
+
+def show_help(options: Options, _text: str) -> None:
+    """Answer ``--help``."""
+    from passt.userspace.config.usage import usage_text
+
+    raise ImmediateExit(usage_text(options.argv0))
+
+
+def show_version(options: Options, _text: str) -> None:
+    """Answer ``--version``."""
+    from passt.userspace.config.usage import version_text
+
+    raise ImmediateExit(version_text(options.mode))
+
+
+def show_capabilities(_options: Options, _text: str) -> None:
+    """Answer ``--print-capabilities``: what kind of vhost-user back-end this is, in JSON."""
+    raise ImmediateExit('{\n  "type": "net"\n}\n')
+
+
+def address(options: Options, text: str) -> None:
+    """Take an address of the guest, with or without prefix length."""
+    addr, length = values.guest_address(text)
+    if length is not None:
+        options.prefix_given = True
+        _check_prefix_once(options)
+    if len(addr) == 4:
+        options.address_v4, options.prefix_v4 = addr, length
+    else:
+        options.address_v6, options.prefix_v6 = addr, length
+
+
+def netmask(options: Options, text: str) -> None:
+    """Take the IPv4 prefix length of the guest."""
+    options.netmask = values.netmask(text)
+    _check_prefix_once(options)
+
+
+def _check_prefix_once(options: Options) -> None:
+    """Refuse ``-n`` beside a length in ``-a``, even one of IPv6, in either order."""
+    if options.prefix_given and options.netmask is not None:
+        raise UsageError("Redundant prefix length specification")
+
+
+def remap(attribute: str, none_implies: str = "") -> Store:
+    """Store an address per IP version; ``none`` clears both and sets ``none_implies``."""
+    store_address = per_family(attribute, values.remapped)
+
+    def store(options: Options, text: str) -> None:
+        if text != "none":
+            store_address(options, text)
+            return
+        setattr(options, f"{attribute}_v4", None)
+        setattr(options, f"{attribute}_v6", None)
+        if none_implies:
+            setattr(options, none_implies, True)
+
+    return store
+
+
+def ports(spelling: str, protocol: int) -> Store:
+    """Keep a specifier for when all options are known: rules depend on ``-4``, ``--no-tcp``."""
+
+    def store(options: Options, text: str) -> None:
+        options.port_specs.append((spelling, protocol, text))
+
+    return store
