@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from passt.userspace.config.actions import flag
 from passt.userspace.config.errors import UsageError
 from passt.userspace.config.getopt import Scanner
-from passt.userspace.config.table import Option, flag
+from passt.userspace.config.table import Option
 
 
 def option(long: str, short: str = "", arg: str = "") -> Option:
