@@ -7,9 +7,9 @@ take the same from us: the cost of translation is per system call, so this is wh
 fast.  A kernel without it still works: then headers of the same size are kept in front of
 frames, and checksums are completed here.
 
-The device is level-triggered and read in bounded batches.  A wake-up that brought a single
-frame, twice in a row, is taken as request/response traffic: reading again only to be told
-EAGAIN would cost more than it finds, so the next wait for events answers that question.
+The device is level-triggered and read in bounded batches.  A frame that arrives alone, some
+time after the one before, is taken as request/response traffic: reading again only to be
+told EAGAIN would delay the answer, so the next wait for events settles that question.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
+from time import monotonic
 
 from passt.userspace.link.base import GSO_NONE, MAX_FRAME, Link
 from passt.userspace.loop import EPOLLERR, EPOLLHUP
@@ -36,6 +37,9 @@ _NEEDS_CSUM = 1
 
 #: Read space of one frame: header, Ethernet header, a maximum IP packet, and room to spare.
 _SLOT = 65536 + 128
+
+#: Seconds between wake-ups above which a frame is taken to come alone.
+_LULL = 60e-6
 
 #: Errors of a write that cost this frame only: queue full, or interface down.
 _TRANSIENT = frozenset(
@@ -76,7 +80,7 @@ class TapLink(Link):
         self._slots = slots
         #: One single-element vector per slot, made once for readv().
         self._vectors = [[slot[self._skip :]] for slot in slots]
-        self._last_batch = BATCH
+        self._last_read = 0.0
 
     def fileno(self) -> int:
         """The tap descriptor."""
@@ -105,7 +109,9 @@ class TapLink(Link):
         vectors = self._vectors
         receiver = self.receiver
         skip = self._skip
-        single = self._last_batch == 1
+        now = monotonic()
+        single = now - self._last_read > _LULL
+        self._last_read = now
         held = 0
         count = 0
         while count < BATCH:
@@ -131,7 +137,6 @@ class TapLink(Link):
                 held += 1
             if single and count == 1:
                 break
-        self._last_batch = count
         self.rx_frames += count
         self.batch_end()
 

@@ -290,10 +290,13 @@ class FlowBase(Flow):
         return self.template.control(self.snd_nxt, self.ack, flags, self.window_field, options)
 
     def touch(self) -> None:
-        """Have the flow looked at when the current batch of frames ends."""
+        """Have :meth:`settle` called when the current batch of frames ends."""
         if not self.touched:
             self.touched = True
             self.ctx.touched.append(self)
+
+    def settle(self) -> None:
+        """The batch is over; see :mod:`~passt.userspace.tcp.flow`."""
 
     # The end.
 

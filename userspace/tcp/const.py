@@ -46,6 +46,10 @@ BULK_FACTOR = 20
 #: Of a tap queue of 1000 frames, what uploads may fill together.
 TAP_QUEUE_FRAMES = 700
 
+#: Acknowledged bytes that may stay in the socket's queue: too few to hold the peer back, and
+#: a system call less for each small exchange.
+LAZY_DISCARD = 4096
+
 #: Superframes sent to the guest per flow and wake-up.
 PUMP_FRAMES = 16
 

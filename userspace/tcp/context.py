@@ -76,7 +76,7 @@ class Context:
         self.flows4: dict[bytes, TcpFlow] = {}
         self.flows6: dict[bytes, TcpFlow] = {}
         #: Flows that got a segment in the current batch.
-        self.touched: list[TcpFlow] = []
+        self.touched: list[FlowBase] = []
         #: Target of discards; the kernel never writes to it, so it takes no memory.
         self.void = memoryview(mmap.mmap(-1, MAX_WINDOW + 65536))
         #: Out-of-order bytes kept over all flows.

@@ -31,6 +31,7 @@ from passt.userspace.tcp.const import (
     DEFAULT_MSS,
     ESTABLISHED,
     FIN,
+    LAZY_DISCARD,
     MASK,
     MAX_RETRIES,
     MAX_SCALE,
@@ -333,7 +334,8 @@ class TcpFlow(FromGuest):
         self.touched = False
         if self.state != ESTABLISHED:
             return
-        if self.snd_una > self.head and not self.discard():
+        pending = self.snd_una - self.head
+        if pending and (pending >= LAZY_DISCARD or self.eof) and not self.discard():
             return
         if self.readable and not self.pump_queued:
             self.pump()

@@ -39,7 +39,7 @@ from passt.userspace.tcp.toguest import ToGuest
 from passt.userspace.tcp.window import room, usable
 from passt.userspace.wire.tcp_options import MAX_SACK_BLOCKS, sack_option
 
-_NOSIGNAL = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
+_NOSIGNAL = int(socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
 _NEVER = float("inf")
 
 
@@ -288,9 +288,10 @@ class FromGuest(ToGuest):
 
     def settle_received(self) -> None:
         """End of a batch: acknowledge now, or later, what came in it."""
-        size = self.segment_size
-        left = self.rcv_edge - self.rcv_nxt
-        if self.ack_now or self.unacked >= 2 * size or left < 2 * size:
+        if not self.unacked and not self.ack_now:
+            return
+        size = 2 * self.segment_size
+        if self.ack_now or self.unacked >= size or self.rcv_edge - self.rcv_nxt < size:
             forced = self.ack_now
             self.refresh()
             if self.state != ESTABLISHED:

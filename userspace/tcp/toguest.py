@@ -22,9 +22,10 @@ from passt.syscalls.sockopt import SO_PEEK_OFF
 from passt.userspace.tcp.base import FlowBase
 from passt.userspace.tcp.const import ACK, ESTABLISHED, FIN, MAX_WINDOW, PSH, PUMP_FRAMES
 
-_PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
-_DISCARD = socket.MSG_TRUNC | socket.MSG_DONTWAIT
-_SOL_SOCKET = socket.SOL_SOCKET
+#: Plain numbers: socket's own are enumerations, whose conversion costs as much as a call.
+_PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
+_DISCARD = int(socket.MSG_TRUNC | socket.MSG_DONTWAIT)
+_SOL_SOCKET = int(socket.SOL_SOCKET)
 _NEVER = float("inf")
 
 #: Duplicate ACKs that signal a loss (RFC 5681, 3.2).
