@@ -1,0 +1,91 @@
+"""A sequence of echo requests from the guest: one identifier, one destination, one socket."""
+
+from __future__ import annotations
+
+import struct
+
+from passt.userspace.flow.nat import text
+from passt.userspace.flow.table import Flow
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+
+    from passt.userspace.flow.sockname import SockName
+    from passt.userspace.icmp.translator import Icmp
+
+_IDENTIFIER = struct.Struct("!H")
+
+
+class EchoFlow(Flow):
+    """``key`` is source, destination and identifier as in the guest's packets."""
+
+    __slots__ = (
+        "fd",
+        "guest",
+        "identifier",
+        "key",
+        "last",
+        "multicast",
+        "name",
+        "owner",
+        "peer",
+        "phantom_errors",
+        "seen",
+        "sock",
+        "ttl",
+        "v4",
+    )
+
+    kind = "ICMP ping sequence"
+
+    def __init__(
+        self,
+        owner: Icmp,
+        sock: socket.socket,
+        key: bytes,
+        peer: bytes,
+        name: SockName,
+        *,
+        multicast: bool,
+    ) -> None:
+        super().__init__()
+        size = (len(key) - 2) >> 1
+        self.owner = owner
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.key = key
+        self.guest = key[:size]
+        #: The destination as the guest knows it, and as we do.
+        self.seen = key[size : 2 * size]
+        self.peer = peer
+        #: ``peer`` as the socket module wants it.
+        self.name = name
+        self.identifier: int = _IDENTIFIER.unpack_from(key, 2 * size)[0]
+        self.v4 = size == 4
+        self.multicast = multicast
+        #: TTL or hop limit last set on the socket; none of the possible values at first.
+        self.ttl = -1
+        #: Monotonic seconds of the last request.
+        self.last = 0.0
+        #: Error events in a row for which no error was found.
+        self.phantom_errors = 0
+
+    def describe(self) -> str:
+        """The guest, the destination on both sides, and the identifier."""
+        return (
+            f"TAP [{text(self.guest)}]:{self.identifier} -> [{text(self.seen)}] "
+            f"=> HOST [{text(self.peer)}]"
+        )
+
+    def ready(self, events: int) -> None:
+        """Handler of the socket's events."""
+        self.owner.ready(self, events)
+
+
+class EchoFlow6(EchoFlow):
+    """The same for IPv6, under another name."""
+
+    __slots__ = ()
+
+    kind = "ICMPv6 ping sequence"

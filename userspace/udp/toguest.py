@@ -1,0 +1,226 @@
+"""Datagrams from the host's sockets to the guest.
+
+**Batches.**  One ``recvmmsg`` takes up to :data:`BATCH` datagrams of a socket, and with
+UDP_GRO each of these may already be a train that the kernel joined (udp(7)).  Towards the
+link, trains stay trains, and consecutive datagrams of equal size become one, if the link
+takes UDP superframes and the guest's MTU admits the single datagrams.  Payload is gathered
+from where it was received.  Anything else goes as one frame per datagram, of whatever size:
+a tap device takes frames larger than the MTU, and the guest's stack does, too.
+
+**Order.**  Datagrams of one client may reach three queues: the listening socket's until its
+flow has a socket, that of *another* flow's socket in the moment between bind() and connect(),
+and in the end its own.  Therefore a listening socket that brought a new client is read on
+until it is empty; new sockets are drained at the end of the round, datagram by datagram as
+listening sockets are, since they may hold anybody's; and only from then on a flow's socket
+is trusted to bring nothing but datagrams of that flow.
+
+Bounds: a listening socket is served for at most :data:`LISTEN_BATCHES` batches per event.
+"""
+
+from __future__ import annotations
+
+from passt.syscalls.cmsg import gro_size, pktinfo, space
+from passt.syscalls.mmsg import RecvBatch
+from passt.syscalls.sockaddr import unpack
+from passt.userspace.flow.nat import unmap
+from passt.userspace.link.base import MIN_FRAME
+from passt.userspace.loop import EPOLLERR, EPOLLIN
+from passt.userspace.udp.errors import UdpErrors
+from passt.userspace.udp.flow import PORTS, UdpFlow
+from passt.userspace.udp.frames import HEADERS4, MAX_PAYLOAD4, Headers
+from passt.userspace.udp.sockets import set_pktinfo
+from passt.userspace.wire import ipv4, ipv6, udp
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from passt.userspace.config.model import Config
+    from passt.userspace.flow.nat import Nat
+    from passt.userspace.flow.table import FlowTable
+    from passt.userspace.link.base import Link
+    from passt.userspace.loop import Loop
+    from passt.userspace.udp.base import Listener
+
+#: Datagrams (or trains joined by the kernel) per system call and event.
+BATCH = 64
+
+#: No datagram is longer, nor what UDP_GRO makes of several.
+_SLOT = 65536
+
+#: Packet information of either version, and the size of joined datagrams.
+_CONTROL = space(20) + space(4)
+
+#: Batches per event of a listening socket, 512 datagrams: the default receive buffer
+#: (212992 bytes) never holds more than 277.
+LISTEN_BATCHES = 8
+
+#: Datagrams per train, the bound of UDP_SEGMENT in older kernels.
+MAX_SEGMENTS = 64
+
+#: Assumed where the guest's MTU is not ours to set.
+_UNKNOWN_MTU = 1500
+
+_PADDING = bytes(MIN_FRAME)
+
+
+class ToGuest(UdpErrors):
+    """Serves sockets that have become readable."""
+
+    def __init__(self, config: Config, nat: Nat, loop: Loop, link: Link, table: FlowTable) -> None:
+        super().__init__(config, nat, loop, link, table)
+        self._batch = RecvBatch(BATCH, _SLOT, _CONTROL)
+        mtu = config.mtu or _UNKNOWN_MTU
+        #: Largest datagrams (bytes of payload) that fit the guest's MTU, if trains are taken.
+        self._limit4 = mtu - ipv4.HEADER_LEN - udp.HEADER_LEN if link.gso_udp else 0
+        self._limit6 = mtu - ipv6.HEADER_LEN - udp.HEADER_LEN if link.gso_udp else 0
+
+    # Events.
+
+    def ready(self, flow: UdpFlow, events: int) -> None:
+        """Serve the events of a flow's socket."""
+        if events & EPOLLERR:
+            self._flow_errors(flow)
+        if not events & EPOLLIN or flow.index < 0:
+            return
+        if flow.fresh:
+            # The draining at the end of the round it was made in hit its bound.
+            self._drain(flow)
+            return
+        count = self._batch.recv(flow.fd)
+        if count > 0:
+            flow.phantom_errors = 0
+            self._deliver(flow, range(count))
+
+    def listener_ready(self, listener: Listener, events: int) -> None:
+        """Serve the events of a listening socket."""
+        if events & EPOLLERR:
+            self._listener_errors(listener)
+        if events & EPOLLIN:
+            self._read_any(listener.fd, listener.port, listener)
+
+    def _drain_fresh(self) -> None:
+        """Drain the sockets made in this round, and those that this makes."""
+        fresh = self._fresh
+        # The list may grow meanwhile.
+        for flow in fresh:
+            if flow.index >= 0:
+                self._drain(flow)
+        fresh.clear()
+
+    def _drain(self, flow: UdpFlow) -> None:
+        """Dispatch what a new socket holds, whoever sent it."""
+        own_port = PORTS.unpack_from(flow.host_key, len(flow.host_key) - 4)[1]
+        if self._read_any(flow.fd, own_port, None):
+            flow.fresh = False
+            # From here on the sender is known: save the kernel the work.
+            set_pktinfo(flow.sock, False, v4=len(flow.host_key) == 12)
+
+    def _read_any(self, fd: int, port: int, listener: Listener | None) -> bool:
+        """Dispatch datagrams to local ``port``; False if the bound was hit before the end."""
+        batch = self._batch
+        for _ in range(LISTEN_BATCHES):
+            count = batch.recv(fd)
+            if count <= 0:
+                return True
+            made = self._dispatch(port, listener)
+            if count < BATCH and not made:
+                return True
+        return False
+
+    def _dispatch(self, port: int, listener: Listener | None) -> bool:
+        """Deliver a batch of datagrams of any senders; True if it began a flow."""
+        batch = self._batch
+        flows = self._host_flows
+        made = False
+        found: dict[UdpFlow, list[int]] = {}
+        for i, raw in enumerate(batch.names()):
+            peer, peer_port, scope = unpack(raw)
+            info = pktinfo(batch.control(i))
+            if info is None or not peer:
+                continue
+            local = unmap(info[0])
+            peer = unmap(peer)
+            key = peer + local + PORTS.pack(peer_port, port)
+            flow = flows.get(key)
+            if flow is None:
+                flow = self.from_host(key, info[1], scope, listener)
+                if flow is None:
+                    continue
+                made = True
+            found.setdefault(flow, []).append(i)
+        for flow, indices in found.items():
+            self._deliver(flow, indices)
+        return made
+
+    # Frames.
+
+    def _deliver(self, flow: UdpFlow, indices: Sequence[int]) -> None:
+        """Send these datagrams of the batch to the guest, in order."""
+        flow.last = self._loop.now
+        flow.host_active += 1
+        link = self._link
+        headers = flow.headers
+        if headers is None or headers.mac != link.guest_mac:
+            headers = flow.headers = Headers(link, self._config.our_mac, flow.guest_key)
+        limit = self._limit4 if len(flow.guest_key) == 12 else self._limit6
+        batch = self._batch
+        slots = batch.slots
+        lengths = batch.lengths()
+        control = batch.control
+        train: list[memoryview] = []
+        segment = total = 0
+        for i in indices:
+            length = lengths[i]
+            joined = gro_size(control(i))
+            if 0 < joined < length:
+                if train:
+                    self._send_train(headers, train, total, segment)
+                    train = []
+                self._send_joined(headers, slots[i][:length], joined, limit)
+                continue
+            if train:
+                if 0 < length <= segment and total + length <= MAX_PAYLOAD4:
+                    train.append(slots[i][:length])
+                    total += length
+                    if length < segment or len(train) == MAX_SEGMENTS:
+                        self._send_train(headers, train, total, segment)
+                        train = []
+                    continue
+                self._send_train(headers, train, total, segment)
+                train = []
+            if 0 < length <= limit:
+                train = [slots[i][:length]]
+                segment = total = length
+            else:
+                self._send_one(headers, slots[i][:length], length)
+        if train:
+            self._send_train(headers, train, total, segment)
+
+    def _send_one(self, headers: Headers, payload: memoryview, length: int) -> None:
+        """Send one datagram as one frame."""
+        header = headers.build(length)
+        missing = MIN_FRAME - HEADERS4 - length
+        if missing > 0 and len(header) - self._link.headroom == HEADERS4:
+            self._link.sendv((header, payload, _PADDING[:missing]))
+        else:
+            self._link.sendv((header, payload))
+
+    def _send_train(
+        self, headers: Headers, train: list[memoryview], total: int, segment: int
+    ) -> None:
+        """Send datagrams of ``segment`` bytes, the last perhaps shorter, as one superframe."""
+        if len(train) == 1:
+            self._send_one(headers, train[0], total)
+        else:
+            self._link.sendv((headers.build(total, segment), *train))
+
+    def _send_joined(self, headers: Headers, payload: memoryview, segment: int, limit: int) -> None:
+        """Send a train that the kernel joined, as a train if possible."""
+        total = len(payload)
+        if segment <= limit and total <= MAX_PAYLOAD4 and total <= MAX_SEGMENTS * segment:
+            self._link.sendv((headers.build(total, segment), payload))
+            return
+        for start in range(0, total, segment):
+            part = payload[start : start + segment]
+            self._send_one(headers, part, len(part))
