@@ -1,0 +1,75 @@
+# Two commands matter: `make shell` (a shell with a network of its own) and `make check`.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+CMD    ?=
+
+# Debian packages that give the system tests their peers, and the modules for `python3 -m venv`.
+PACKAGES := iproute2 iputils-ping procps iperf3 socat curl nginx-light dnsmasq-base \
+	bind9-dnsutils ncat tcpdump nftables ethtool util-linux strace
+PROGRAMS := ip ping ps iperf3 socat curl nginx dnsmasq dig ncat tcpdump nft ethtool setpriv strace
+
+.PHONY: shell check lint test unit system tools clean
+
+shell: $(VENV)/.runtime
+	@$(BIN)/pasta --config-net $(if $(CMD),-- sh -c '$(subst ','\'',$(CMD))')
+
+check: tools lint test
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -q tests
+
+unit: $(VENV)/.dev
+	$(BIN)/python -m pytest -q tests/unit
+
+system: $(VENV)/.dev
+	$(BIN)/python -m pytest -q tests/system
+
+# Installed when root; otherwise what is missing is named, and its tests say so themselves.
+tools:
+	@missing=; for program in $(PROGRAMS); do \
+		PATH=$$PATH:/usr/sbin:/sbin command -v $$program >/dev/null || missing="$$missing $$program"; \
+	done; \
+	test -z "$$missing" || if test "$$(id -u)" = 0 && command -v apt-get >/dev/null; then \
+		apt-get update -q && DEBIAN_FRONTEND=noninteractive \
+		apt-get install -y -q --no-install-recommends $(PACKAGES); \
+	else \
+		echo "Missing for the system tests:$$missing" >&2; \
+		echo "On Debian or Ubuntu: apt-get install $(PACKAGES)" >&2; exit 1; \
+	fi
+
+# A stock Debian or Ubuntu has python3 without venv: that is a package of its own.
+$(BIN)/python:
+	@$(PYTHON) -m venv $(VENV) 2>/dev/null || { \
+		rm -rf $(VENV); \
+		if test "$$(id -u)" = 0 && command -v apt-get >/dev/null; then \
+			apt-get update -q && apt-get install -y -q --no-install-recommends python3-venv; \
+		else \
+			echo "python3 -m venv does not work; on Debian or Ubuntu: apt-get install python3-venv" >&2; \
+			exit 1; \
+		fi; \
+		$(PYTHON) -m venv $(VENV); \
+	}
+
+# A regular install, not an editable one: its modules are compiled and found without detours,
+# which start-up time notices.
+$(VENV)/.runtime: $(BIN)/python pyproject.toml $(shell find syscalls kernel userspace passt -name '*.py' 2>/dev/null)
+	@echo "Installing passt into $(VENV)"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --force-reinstall --no-deps .
+	@$(BIN)/python -m pip install -q --disable-pip-version-check .
+	@$(BIN)/python -m compileall -q $(VENV)/lib || true
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	$(BIN)/python -m pip install -q --disable-pip-version-check '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
