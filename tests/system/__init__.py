@@ -1,0 +1,1 @@
+"""System tests: real namespaces and real programs; root is required (``pytest -m system``)."""
