@@ -1,0 +1,52 @@
+"""Capabilities, given up in stages as start-up needs fewer of them.
+
+========  ===========================  ====================================================
+Stage     When                         Kept, of what was there
+========  ===========================  ====================================================
+EARLY     before options are read      all that later steps may need
+SETUP     identity and user namespace  SYS_ADMIN, SETPCAP, NET_ADMIN, NET_BIND_SERVICE:
+          are final                    namespaces, sandbox, the spawned command
+RUNNING   everything is in place       none
+========  ===========================  ====================================================
+
+The network namespace's own set-up (tap device, addresses, routes) is not done with these:
+it belongs to the netlink process, which is gone when the loop starts.  Inbound ports are
+bound before SETUP.  A spawned command is forked before RUNNING and gets a full set by
+being root of its user namespace when it is executed.
+
+Sources: capabilities(7), capget(2).
+"""
+
+from __future__ import annotations
+
+from passt.syscalls import caps
+
+#: EARLY: identity switches (SETUID, SETGID), user maps (SETFCAP: mapping 0 to 0, Linux 5.12),
+#: other processes' namespaces (SYS_PTRACE), sockets and files in other users' directories
+#: (DAC_OVERRIDE), low ports, namespaces and mounts; SETPCAP to empty the bounding set.
+EARLY = caps.mask(
+    caps.CAP_DAC_OVERRIDE,
+    caps.CAP_SETGID,
+    caps.CAP_SETUID,
+    caps.CAP_SETPCAP,
+    caps.CAP_NET_BIND_SERVICE,
+    caps.CAP_NET_ADMIN,
+    caps.CAP_SYS_CHROOT,
+    caps.CAP_SYS_PTRACE,
+    caps.CAP_SYS_ADMIN,
+    caps.CAP_SETFCAP,
+)
+SETUP = caps.mask(
+    caps.CAP_SETPCAP, caps.CAP_NET_BIND_SERVICE, caps.CAP_NET_ADMIN, caps.CAP_SYS_ADMIN
+)
+RUNNING = 0
+
+
+def keep(wanted: int) -> None:
+    """Give up all capabilities but the mask ``wanted``; those there become effective.
+
+    Concerns the calling thread, so the process must have just one.  OSError is a fault of
+    ours: giving up is never refused.
+    """
+    _, permitted, inheritable = caps.get()
+    caps.set_masks(permitted & wanted, permitted & wanted, inheritable & wanted)

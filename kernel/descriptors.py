@@ -1,0 +1,55 @@
+"""Descriptors at the ends of our life: what we inherit, and what a daemon lets go of.
+
+Callers leak descriptors (a container manager's lock files, the write end of a pipe that
+somebody reads to its end), so everything above the standard three is closed before
+anything else is opened.  A missing standard descriptor is worse: the next socket would
+take its number, and the first message would be sent to a guest.  Both are put right here,
+with nothing imported but ``os``, because they come first of all.
+
+Sources: close_range(2), proc_pid_fd(5), daemon(3).
+"""
+
+from __future__ import annotations
+
+import os
+
+#: Upper end of a blind sweep where /proc does not tell which descriptors are open.
+_SWEEP = 65536
+
+
+def close_inherited() -> None:
+    """Close every descriptor from 3 on, before any module of ours can have opened one.
+
+    Not with close_range(2), which would take ctypes, whose libffi keeps a descriptor of its
+    own from then on.  The process has one thread, so the list in /proc/self/fd is complete.
+    """
+    try:
+        numbers = [int(name) for name in os.listdir("/proc/self/fd")]
+    except OSError:
+        os.closerange(3, _SWEEP)
+        return
+    for fd in numbers:
+        if fd > 2:
+            try:
+                os.close(fd)
+            except OSError:
+                pass  # the descriptor that listed the directory
+
+
+def fill_standard() -> None:
+    """Open /dev/null on each of the descriptors 0-2 that is closed (OSError if impossible)."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            # The lowest free number is taken, and those below ``fd`` are in use by now.
+            os.set_inheritable(os.open("/dev/null", os.O_RDWR), True)
+
+
+def silence_standard(null: int) -> None:
+    """Put descriptor ``null``, an open /dev/null, onto 0-2.
+
+    Whoever reads our output to its end is released by this.
+    """
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)

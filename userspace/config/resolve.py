@@ -1,0 +1,119 @@
+"""From what was asked for and what the host has to the one :class:`Config`.
+
+For each enabled IP version the template interface gives address, prefix length, gateway and,
+for IPv6, our own link-local address, unless options say otherwise.  Without a usable template
+the version runs in *local mode* on link-local addresses of our choice (RFC 3927, RFC 4291)::
+
+                     IPv4            IPv6
+    guest address    169.254.2.1     none, learned from the guest
+    prefix length    16              64
+    gateway          169.254.2.2     fe80::1
+    our link-local   –               fe80::1
+
+Options count there too; what was found on an unusable interface does not.  Source: passt(1),
+pasta(1): --address, --gateway, --map-host-loopback, --ns-ifname.
+"""
+
+from __future__ import annotations
+
+import socket
+
+from passt.userspace.config.errors import UsageError
+from passt.userspace.config.model import Config, Family
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from passt.kernel.netlink.worker import FamilyTemplate, TemplateInfo
+    from passt.userspace.config.options import Options
+
+_LOCAL_ADDR = {4: bytes((169, 254, 2, 1)), 6: None}
+_LOCAL_GATEWAY = {4: bytes((169, 254, 2, 2)), 6: b"\xfe\x80" + b"\0" * 13 + b"\x01"}
+PREFIX6 = 64
+_LOCAL_PREFIX = {4: 16, 6: PREFIX6}
+
+_DEFAULT_IFNAME = "tap0"
+
+
+def enabled_versions(options: Options) -> tuple[bool, bool]:
+    """Whether IPv4 and IPv6 are to be served, by options and by what this kernel has.
+
+    Raises UsageError if IPv6 is the only one wanted and is not there.
+    """
+    if options.ipv4_only:
+        return True, False
+    if _has_ipv6():
+        return not options.ipv6_only, True
+    if options.ipv6_only:
+        raise UsageError("IPv6 not available but --ipv6-only given")
+    return True, False
+
+
+def resolve(options: Options, versions: tuple[bool, bool], template: TemplateInfo) -> Config:
+    """Combine ``options`` and ``template`` for the ``versions`` (IPv4, IPv6) in force."""
+    config = Config(options.mode)
+    _resolve_family(config.v4, options, template.ipv4)
+    _resolve_family(config.v6, options, template.ipv6)
+    config.v4.enabled, config.v6.enabled = versions
+    config.ns_ifname = options.ns_ifname or config.v4.ifname or config.v6.ifname or _DEFAULT_IFNAME
+    config.mtu = options.mtu
+    config.our_mac = options.mac_addr
+    config.tcp = not options.no_tcp
+    config.udp = not options.no_udp
+    config.icmp = not options.no_icmp
+    config.ndp = not options.no_ndp
+    config.ra = not (options.no_ndp or options.no_ra or options.config_net)
+    config.config_net = options.config_net
+    config.foreground = options.foreground
+    config.debug = options.debug
+    config.quiet = options.quiet
+    config.pcap_path = options.pcap
+    config.stats_interval = options.stats
+    config.rules = options.rules
+    return config
+
+
+def _has_ipv6() -> bool:
+    try:
+        socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close()
+    except OSError:
+        return False
+    return True
+
+
+def _resolve_family(family: Family, options: Options, template: FamilyTemplate | None) -> None:
+    """Settle everything of one version; ``template`` is None in local mode."""
+    version = family.version
+    addr: bytes | None = getattr(options, f"address_v{version}")
+    gateway: bytes | None = getattr(options, f"gateway_v{version}")
+    prefix_len: int | None = getattr(options, f"prefix_v{version}")
+    own = None
+    if template is None:
+        family.local = True
+        family.addr = addr or _LOCAL_ADDR[version]
+        family.gateway = gateway or _LOCAL_GATEWAY[version]
+        family.prefix_len = prefix_len or _LOCAL_PREFIX[version]
+    else:
+        family.ifindex = template.ifindex
+        family.ifname = template.ifname
+        family.addr = addr or template.address
+        family.gateway = gateway or template.gateway
+        # A copied IPv6 address keeps its prefix; one that stands alone has a subnet's.
+        family.prefix_len = prefix_len or (template.prefix_len if version == 4 else PREFIX6)
+        own = template.link_local
+    if version == 6:
+        if family.gateway is not None and _is_link_local(family.gateway):
+            own = family.gateway
+        family.our_ll = own or _LOCAL_GATEWAY[6]
+    family.addr_fixed = addr is not None
+    family.copy_addrs = not (family.local or addr or options.no_copy_addrs)
+    family.copy_routes = not (family.local or gateway or options.no_copy_routes)
+    family.outbound_addr = getattr(options, f"outbound_v{version}")
+    family.outbound_if = getattr(options, f"outbound_if{version}")
+    family.map_guest_addr = getattr(options, f"map_guest_addr_v{version}")
+    family.map_host_loopback = getattr(options, f"map_host_loopback_v{version}")
+    if family.map_host_loopback is None and not options.no_map_gw:
+        family.map_host_loopback = family.gateway
+
+
+def _is_link_local(addr: bytes) -> bool:
+    return addr[0] == 0xFE and addr[1] & 0xC0 == 0x80
