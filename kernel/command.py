@@ -50,7 +50,9 @@ class Command:
     def _try_all(self) -> int:
         """Try each candidate; the errno that tells best why none was executed."""
         name = os.fsencode(self._executable)
-        if b"/" in name or not name:
+        if not name:
+            return errno.ENOENT
+        if b"/" in name:
             return self._try(name)
         denied = 0
         search = self._environ.get(b"PATH", os.fsencode(_DEFAULT_PATH))

@@ -113,7 +113,7 @@ def spawn(command: Command, hostname: str, pidns: bool) -> Child:
         if fds:
             return Child(pid, ours, fds[0], told)
         why = told
-    except channel.ChannelClosed:
+    except channel.ChannelClosedError:
         pass
     ours.close()
     os.waitpid(pid, 0)

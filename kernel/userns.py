@@ -84,7 +84,7 @@ def _received(sock: socket.socket) -> int:
         why, fds = channel.receive(sock)
         if fds:
             return fds[0]
-    except channel.ChannelClosed:
+    except channel.ChannelClosedError:
         pass
     raise SetupError(f"Couldn't create user namespace: {why}")
 

@@ -17,6 +17,7 @@ from passt.userspace.link.tap import TapLink
 from passt.userspace.loop import EPOLLIN, Loop
 from passt.userspace.pcap import Pcap
 from passt.userspace.stack import Stack
+from passt.userspace.stats import Statistics
 from passt.userspace.tcp.context import Context
 from passt.userspace.tcp.tcp import Tcp
 
@@ -47,9 +48,9 @@ def open_listeners(config: Config) -> Listeners:
     try:
         return Listeners(
             tcp.open_listeners(config) if config.tcp else [],
-            udp.open_listeners(config) if config.udp else [],
+            udp.open_listeners(config),
         )
-    except (ListenError, udp.ListenError) as error:
+    except ListenError as error:
         raise SetupError(f"{error}\nCouldn't listen on requested ports") from None
 
 
@@ -80,6 +81,9 @@ class Engine:
         self.nat = nat
         self.stack = Stack(config, nat, link, tcp_side, udp_side, icmp_side)
         loop.add(tap.fd, EPOLLIN, link.on_event)
+        if config.stats_interval:
+            statistics = Statistics(config.stats_interval, loop, link, table)
+            loop.every_round(statistics.tick)
         if tcp_side is not None:
             for rule, port, sock in listeners.tcp:
                 tcp_side.attach_listener(sock, rule, port)

@@ -46,13 +46,17 @@ def main() -> NoReturn:
 
 def _run(argv: list[str]) -> int:
     from passt.kernel import capabilities, signals
+    from passt.userspace import log
 
     signals.install_early()
     capabilities.keep(capabilities.EARLY)
     argv0, words = argv[0], argv[1:]
-    worker = _start_worker(argv0)
+    try:
+        worker = _start_worker(argv0)
+    except OSError as error:
+        log.err(f"Couldn't start network configuration: {error.strerror}")
+        return 1
 
-    from passt.userspace import log
     from passt.userspace.config.errors import ImmediateExit, UsageError
     from passt.userspace.config.parse import parse
 

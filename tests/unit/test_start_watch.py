@@ -1,0 +1,124 @@
+"""Noticing that a namespace's entry is gone."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from passt.kernel import nswatch
+from passt.kernel.errors import SetupError
+from passt.kernel.nswatch import NamespaceWatch
+from passt.kernel.target import open_netns, open_userns
+
+
+@pytest.fixture
+def entries(tmp_path: Path) -> Path:
+    for name in ("ns", "other", "third"):
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def watch(directory: Path, name: str = "ns") -> NamespaceWatch:
+    return NamespaceWatch(os.open(directory, os.O_PATH | os.O_DIRECTORY), name)
+
+
+def test_deletion(entries: Path) -> None:
+    watched = watch(entries)
+    assert watched.fd >= 0
+    assert not watched.events_show_end()
+    (entries / "ns").unlink()
+    assert watched.events_show_end()
+
+
+def test_several_deletions_in_one_read(entries: Path) -> None:
+    watched = watch(entries)
+    for name in ("other", "ns", "third"):
+        (entries / name).unlink()
+    assert watched.events_show_end()
+
+
+def test_other_deletion_rename_and_new_file_are_nothing(entries: Path) -> None:
+    watched = watch(entries)
+    (entries / "other").unlink()
+    (entries / "ns").rename(entries / "new")
+    (entries / "ns2").touch()
+    assert not watched.events_show_end()
+
+
+def test_lost_events_mean_looking(entries: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = watch(entries)
+    overflow = [(-1, nswatch.inotify.IN_Q_OVERFLOW, 0, "")]
+    monkeypatch.setattr(nswatch.inotify, "read", lambda _fd: overflow)
+    assert not watched.events_show_end()
+    (entries / "ns").unlink()
+    assert watched.events_show_end()
+
+
+def test_procfs_needs_a_timer() -> None:
+    watched = watch(Path("/proc/self/ns"), "net")
+    assert watched.fd == -1
+    assert watched.warning == ""
+    assert not watched.looks_gone()
+
+
+@pytest.mark.parametrize(("step", "call"), [("init1", "init"), ("add_watch", "add_watch")])
+def test_inotify_limits_mean_a_timer(
+    entries: Path, monkeypatch: pytest.MonkeyPatch, step: str, call: str
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(28, "inotify: no")
+
+    monkeypatch.setattr(nswatch.inotify, call, refuse)
+    watched = watch(entries)
+    assert watched.fd == -1
+    assert watched.warning == f"inotify_{step}: No space left on device, use a timer"
+    assert not watched.looks_gone()
+    (entries / "ns").unlink()
+    assert watched.looks_gone()
+
+
+def test_unknown_file_system_means_a_timer(entries: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_fd: int) -> int:
+        raise OSError(5, "fstatfs")
+
+    monkeypatch.setattr(nswatch.statfs, "fs_type", refuse)
+    assert watch(entries).fd == -1
+
+
+@pytest.mark.parametrize(("number", "gone"), [(13, False), (24, False), (2, True), (3, True)])
+def test_failing_looks(
+    entries: Path, monkeypatch: pytest.MonkeyPatch, number: int, gone: bool
+) -> None:
+    """EACCES is normal in procfs, and a full descriptor table says nothing; the rest does."""
+    watched = watch(entries)
+
+    def fail(*_: object, **__: object) -> int:
+        raise OSError(number, "open")
+
+    monkeypatch.setattr(os, "open", fail)
+    assert watched.looks_gone() is gone
+
+
+def test_target_is_opened_in_its_directory(entries: Path) -> None:
+    fd, directory, name = open_netns(f"{entries}/ns")
+    assert name == "ns"
+    assert os.path.sameopenfile(fd, os.open(entries / "ns", os.O_RDONLY))
+    assert os.fstat(directory).st_ino == entries.stat().st_ino
+
+
+def test_missing_targets(entries: Path) -> None:
+    with pytest.raises(SetupError) as caught:
+        open_netns(f"{entries}/none")
+    assert str(caught.value) == (
+        f"Couldn't open network namespace {entries}/none: No such file or directory"
+    )
+    with pytest.raises(SetupError, match=r"^Couldn't open user namespace /none: No such file"):
+        open_userns("/none")
+
+
+def test_fifo_does_not_block(entries: Path) -> None:
+    os.mkfifo(entries / "fifo")
+    fd, _, _ = open_netns(f"{entries}/fifo")
+    os.close(fd)

@@ -1,0 +1,89 @@
+"""Event statistics for the terminal (``--stats``): counters since the start, a line at a time.
+
+A line is printed after an event, once the interval has passed since the last one, so an idle
+program prints nothing.  Columns are eight characters wide; every 20 lines a staircase names
+them::
+
+    frames from the guest
+    |       frames to the guest
+    |       |       …
+         12      10
+
+Source: pasta(1), --stats.
+"""
+
+from __future__ import annotations
+
+import os
+
+from passt.userspace.wire import drops
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from passt.userspace.flow.table import FlowTable
+    from passt.userspace.link.base import Link
+    from passt.userspace.loop import Loop
+
+_NAMES = (
+    "rounds of the event loop",
+    "frames from the guest",
+    "dropped frames from the guest",
+    "frames to the guest",
+    "dropped frames to the guest",
+    "flows",
+    "refused flows",
+)
+_WIDTH = 8
+_LINES_PER_HEADER = 20
+
+
+class Statistics:
+    """Prints to standard error at most every ``interval`` seconds; register :meth:`tick`."""
+
+    __slots__ = ("_interval", "_lines", "_link", "_loop", "_next", "_rounds", "_table")
+
+    def __init__(self, interval: int, loop: Loop, link: Link, table: FlowTable) -> None:
+        self._interval = interval
+        self._loop = loop
+        self._link = link
+        self._table = table
+        self._next = loop.now + interval
+        self._rounds = 0
+        self._lines = 0
+
+    def tick(self) -> None:
+        """A round of the loop has ended."""
+        self._rounds += 1
+        now = self._loop.now
+        if now < self._next:
+            return
+        self._next = now + self._interval
+        text = self.line()
+        if self._lines % _LINES_PER_HEADER == 0:
+            text = header() + text
+        self._lines += 1
+        try:
+            os.write(2, text.encode())
+        except OSError:
+            pass  # the terminal went away
+
+    def line(self) -> str:
+        """The counters as they are now, with newline."""
+        link, table = self._link, self._table
+        values = (
+            self._rounds,
+            link.rx_frames,
+            sum(drops.counts),
+            link.tx_frames,
+            link.tx_dropped,
+            table.count,
+            table.refused,
+        )
+        return "".join(f"{value:{_WIDTH}d}" for value in values) + "\n"
+
+
+def header() -> str:
+    """The staircase of column names, with newlines."""
+    bar = "|".rjust(_WIDTH)
+    lines = [bar * i + " " * (_WIDTH - 1) + name for i, name in enumerate(_NAMES)]
+    return "\n".join(lines) + "\n"
