@@ -10,8 +10,18 @@ Addresses are packed ``bytes`` in network order, 4 for IPv4 and 16 for IPv6; MAC
 
 from __future__ import annotations
 
-IPPROTO_TCP = 6
-IPPROTO_UDP = 17
+from passt.userspace.flow.rules import IPPROTO_TCP, IPPROTO_UDP, Rule
+
+__all__ = [
+    "DEFAULT_MAC",
+    "DEFAULT_MTU",
+    "IPPROTO_TCP",
+    "IPPROTO_UDP",
+    "MAX_MTU",
+    "Config",
+    "Family",
+    "Rule",
+]
 
 #: Our own link-layer address unless the user gave one.
 DEFAULT_MAC = bytes.fromhex("9a559a559a55")
@@ -19,32 +29,6 @@ DEFAULT_MAC = bytes.fromhex("9a559a559a55")
 #: 65535 (largest frame) less the Ethernet header.
 MAX_MTU = 65521
 DEFAULT_MTU = 65520
-
-
-class Rule:
-    """One inbound forwarding rule: ports ``first``-``last`` of the host to ``to``-… of the guest.
-
-    ``protocol`` is 6 (TCP) or 17 (UDP); ``address`` is the listening address or ``None`` for
-    the wildcard of every enabled version.
-    """
-
-    __slots__ = ("address", "first", "ifname", "last", "protocol", "to")
-
-    def __init__(
-        self,
-        protocol: int,
-        first: int,
-        last: int,
-        to: int,
-        address: bytes | None = None,
-        ifname: str = "",
-    ) -> None:
-        self.protocol = protocol
-        self.first = first
-        self.last = last
-        self.to = to
-        self.address = address
-        self.ifname = ifname
 
 
 class Family:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from passt.userspace.config import values
 from passt.userspace.config.errors import UsageError
 from passt.userspace.config.model import IPPROTO_TCP, Rule
+from passt.userspace.flow.nat import UNSPECIFIED4, UNSPECIFIED6
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,23 +26,11 @@ MAX_RULES = 255
 
 
 def rule_text(rule: Rule, v4: bool, v6: bool) -> str:
-    """Return the display form of ``rule``, where ``v4`` and ``v6`` tell the enabled versions.
-
-    The form is upstream's to the blank (one always follows the target port).
-    """
-    if rule.address is not None:
-        address = values.address_text(rule.address)
-    elif v4 and v6:
-        address = "*"
-    else:
-        address = "0.0.0.0" if v4 else "::"
-    name = "TCP" if rule.protocol == IPPROTO_TCP else "UDP"
-    device = f"%{rule.ifname}" if rule.ifname else ""
-    ports, target = str(rule.first), str(rule.to)
-    if rule.last != rule.first:
-        ports += f"-{rule.last}"
-        target += f"-{rule.to + rule.last - rule.first}"
-    return f"{name} [{address}]{device}:{ports}  =>  {target} "
+    """Return the display form of ``rule``, where ``v4`` and ``v6`` tell the enabled versions."""
+    if rule.address is None and not (v4 and v6):
+        wildcard = UNSPECIFIED4 if v4 else UNSPECIFIED6
+        rule = Rule(rule.protocol, rule.first, rule.last, rule.to, wildcard, rule.ifname)
+    return str(rule)
 
 
 def parse_spec(spec: str) -> list[tuple[int, int]]:
