@@ -18,6 +18,7 @@ import pytest
 from tests.system.kit import paths
 from tests.system.kit.netns import Netns
 from tests.system.kit.pasta import Pasta, Program
+from tests.system.kit.rawguest import RawGuest
 from tests.system.kit.topology import Topology, remove_stale
 from tests.system.kit.users import User, ordinary_user
 
@@ -97,9 +98,8 @@ def shared_topology() -> Iterator[Topology]:
 @pytest.fixture
 def topology(shared_topology: Topology) -> Iterator[Topology]:
     """The usual network, IPv4 and IPv6, with nothing running in it."""
-    mark = shared_topology.processes.mark()
     yield shared_topology
-    shared_topology.processes.stop_since(mark)
+    shared_topology.processes.stop_all()
 
 
 @pytest.fixture
@@ -137,6 +137,31 @@ def start_pasta(topology: Topology, program: Program, user: User) -> Iterator[St
         except AssertionError as error:
             failures.append(str(error))
     assert not failures, "\n".join(failures)
+
+
+StartGuest = Callable[..., RawGuest]
+
+
+@pytest.fixture
+def start_guest(start_pasta: StartPasta) -> Iterator[StartGuest]:
+    """A function that starts a pasta with the given options and returns its raw guest."""
+    guests: list[RawGuest] = []
+
+    def start(*options: str) -> RawGuest:
+        guest = RawGuest(start_pasta(*options, config_net=False))
+        guests.append(guest)
+        guest.ready()
+        return guest
+
+    yield start
+    for guest in guests:
+        guest.close()
+
+
+@pytest.fixture
+def guest(start_guest: StartGuest) -> RawGuest:
+    """A raw guest of a pasta that forwards the TCP and UDP ports 7001 to it."""
+    return start_guest("-t", "7001", "-u", "7001")
 
 
 @pytest.fixture(params=[4, 6], ids=["ipv4", "ipv6"])

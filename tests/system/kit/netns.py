@@ -20,6 +20,7 @@ import socket
 import subprocess
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -72,10 +73,11 @@ def call_in(path: str, function: Callable[[], T]) -> T:
 
 
 class Processes:
-    """All processes a test started, so that they can be ended whatever happened to the test."""
+    """All processes and sockets of a test, so that they end whatever happened to the test."""
 
     def __init__(self) -> None:
         self._running: list[subprocess.Popen[str]] = []
+        self.sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
     def start(self, argv: Command, **options: Any) -> subprocess.Popen[str]:
         """Start *argv* in a session of its own, text mode; options as of subprocess.Popen."""
@@ -105,18 +107,11 @@ class Processes:
         return process.wait(5.0)
 
     def stop_all(self) -> None:
-        """End everything that still runs, latest first."""
+        """End every process that still runs, latest first, and close every socket."""
         for process in reversed(self._running[:]):
             self.stop(process)
-
-    def mark(self) -> int:
-        """Return a mark for :meth:`stop_since`."""
-        return len(self._running)
-
-    def stop_since(self, mark: int) -> None:
-        """End what was started after *mark* was taken and still runs."""
-        for process in reversed(self._running[mark:]):
-            self.stop(process)
+        for sock in list(self.sockets):
+            sock.close()
 
 
 class Netns:
@@ -189,6 +184,7 @@ class Netns:
         """Return a new socket of this namespace, with a timeout of 10 s."""
         sock = self.call(lambda: socket.socket(family, kind, protocol))
         sock.settimeout(10.0)
+        self.processes.sockets.add(sock)
         return sock
 
     def listen(self, address: str, port: int = 0, *, backlog: int = 128) -> socket.socket:

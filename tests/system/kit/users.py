@@ -44,11 +44,13 @@ class User:
         return f"<User {self.name}>"
 
     def can_run(self, argv: list[str]) -> bool:
-        """Tell whether *argv* ends with status 0 when run as this user."""
+        """Tell whether *argv* ends with status 0 when run as this user.
+
+        A shell executes it: setpriv itself could still look where only root may.
+        """
+        words = [*self.prefix, "sh", "-c", 'exec "$0" "$@"', *argv]
         try:
-            done = subprocess.run(
-                [*self.prefix, *argv], capture_output=True, timeout=30, check=False, cwd="/"
-            )
+            done = subprocess.run(words, capture_output=True, timeout=30, check=False, cwd="/")
         except subprocess.TimeoutExpired:
             return False
         return done.returncode == 0

@@ -1,0 +1,1 @@
+"""Tests of starting and ending: modes, users, background, quit watch."""
