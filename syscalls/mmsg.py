@@ -205,6 +205,11 @@ class RecvBatch:
         length = self._headers.wide[i * _WIDE_STRIDE + _CONTROLLEN]
         return self._headers.control.view[start : start + min(length, self._control_size)]
 
+    def control_lengths(self) -> list[int]:
+        """Bytes of control data received with each datagram: tells at once if there are any."""
+        wide = self._headers.wide
+        return wide[_CONTROLLEN : self.used * _WIDE_STRIDE : _WIDE_STRIDE].tolist()
+
     def flags(self, i: int) -> int:
         """MSG_TRUNC, MSG_CTRUNC, MSG_ERRQUEUE … of datagram `i`."""
         return self._headers.words[i * _STRIDE + _FLAGS]

@@ -128,7 +128,7 @@ class UdpBase:
         raise NotImplementedError
 
     def attach_listener(self, sock: socket.socket, rule: Rule, port: int) -> None:
-        """Serve ``sock``, one that :func:`~passt.userspace.udp.listen.open_listeners` made."""
+        """Serve ``sock``, one that :func:`passt.userspace.udp.open_listeners` made."""
         listener = Listener(self, sock, rule, port)
         self._listeners.setdefault(port, []).append(listener)
         self._loop.add(listener.fd, EPOLLIN, listener.ready)
@@ -286,6 +286,7 @@ class UdpBase:
             del self._host_flows[flow.host_key]
         self._table.remove(flow)
         flow.parts.clear()
+        flow.room = 0
         if not flow.shared:
             self._loop.close(flow.sock, flow.fd)
 

@@ -74,6 +74,7 @@ class UdpFlow(Flow):
         "from_guest",
         "gso_limit",
         "guest_active",
+        "guest_addr",
         "guest_key",
         "headers",
         "host_active",
@@ -84,10 +85,10 @@ class UdpFlow(Flow):
         "parts",
         "peer",
         "phantom_errors",
+        "room",
         "segment",
         "shared",
         "sock",
-        "total",
         "touched",
         "train_ttl",
         "ttl",
@@ -111,6 +112,7 @@ class UdpFlow(Flow):
         self.sock = sock
         self.fd = sock.fileno()
         self.guest_key = guest_key
+        self.guest_addr = guest_key[: (len(guest_key) - 4) >> 1]
         self.host_key = host_key
         #: True if the guest sent the first datagram.
         self.from_guest = from_guest
@@ -133,7 +135,8 @@ class UdpFlow(Flow):
         # Datagrams of the guest waiting for the end of the batch: one train of equal sizes.
         self.parts: list[memoryview] = []
         self.segment = 0
-        self.total = 0
+        #: How many datagrams of this size the train can still take.
+        self.room = 0
         self.train_ttl = 0
         #: In the list of flows to serve at the end of the batch.
         self.touched = False

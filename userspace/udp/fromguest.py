@@ -111,35 +111,33 @@ class FromGuest(ToGuest):
         For callers that looked the flow up themselves in ``flows``, by addresses and ports
         as in the packet.  True if ``buf`` must stay unchanged until :meth:`batch_end`.
         """
+        length = end - start
+        segment = self._link.rx_gso_size
+        if flow.room and length == flow.segment and ttl == flow.train_ttl and not segment:
+            # One more of the same: the usual case in a stream.
+            flow.parts.append(buf[start:end])
+            flow.room -= 1
+            return True
         if not flow.touched:
             flow.touched = True
             self._touched.append(flow)
         payload = buf[start:end]
-        length = end - start
-        segment = self._link.rx_gso_size
         if segment:
             self._flush(flow)
             flow.train_ttl = ttl
             self._send_superframe(flow, payload, length, segment)
             return False
-        parts = flow.parts
-        if parts:
-            total = flow.total + length
-            if (
-                0 < length <= flow.segment
-                and total <= MAX_PAYLOAD4
-                and ttl == flow.train_ttl
-                and flow.segment <= flow.gso_limit
-            ):
-                parts.append(payload)
-                flow.total = total
-                if length < flow.segment or len(parts) == MAX_SEGMENTS:
-                    self._flush(flow)
-                return True
-            self._flush(flow)
-        parts.append(payload)
-        flow.segment = flow.total = length
+        if flow.room and 0 < length < flow.segment and ttl == flow.train_ttl:
+            # The last of a train may be shorter.
+            flow.parts.append(payload)
+            flow.room = 0
+            return True
+        self._flush(flow)
+        flow.parts.append(payload)
+        flow.segment = length
         flow.train_ttl = ttl
+        if 0 < length <= flow.gso_limit:
+            flow.room = min(MAX_SEGMENTS, MAX_PAYLOAD4 // length) - 1
         return True
 
     def batch_end(self) -> None:
@@ -159,6 +157,7 @@ class FromGuest(ToGuest):
     def _flush(self, flow: UdpFlow) -> None:
         """Send the collected datagrams of ``flow``."""
         parts = flow.parts
+        flow.room = 0
         count = len(parts)
         if count == 1:
             self._send(flow, parts[0])

@@ -51,6 +51,18 @@ def new_socket(family: int, device: str = "") -> socket.socket:
     return sock
 
 
+def listening_socket(family: int, device: str) -> socket.socket:
+    """A :func:`new_socket` that may serve both IP versions, and learn of errors in both."""
+    sock = new_socket(family, device)
+    if family == socket.AF_INET6:
+        try:
+            sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
+        except OSError:
+            sock.close()
+            raise
+    return sock
+
+
 def flow_socket(
     local: bytes, port: int, *, scope: int, device: str, any_port: bool
 ) -> socket.socket:

@@ -63,6 +63,9 @@ _UNKNOWN_MTU = 1500
 
 _PADDING = bytes(MIN_FRAME)
 
+#: A train of fewer bytes would need padding, which a superframe cannot have.
+_MIN_TRAIN = MIN_FRAME - HEADERS4
+
 
 class ToGuest(UdpErrors):
     """Serves sockets that have become readable."""
@@ -159,20 +162,41 @@ class ToGuest(UdpErrors):
         """Send these datagrams of the batch to the guest, in order."""
         flow.last = self._loop.now
         flow.host_active += 1
-        link = self._link
         headers = flow.headers
-        if headers is None or headers.mac != link.guest_mac:
-            headers = flow.headers = Headers(link, self._config.our_mac, flow.guest_key)
+        if headers is None or headers.mac != self._link.guest_mac:
+            headers = flow.headers = Headers(self._link, self._config.our_mac, flow.guest_key)
         limit = self._limit4 if len(flow.guest_key) == 12 else self._limit6
         batch = self._batch
-        slots = batch.slots
         lengths = batch.lengths()
-        control = batch.control
+        count = len(indices)
+        if count == len(lengths):
+            # All of the batch is for this flow; in a stream, it is all of one size.
+            length = lengths[0]
+            if (
+                0 < length <= limit
+                and lengths.count(length) == count
+                and not any(batch.control_lengths())
+            ):
+                step = min(MAX_SEGMENTS, MAX_PAYLOAD4 // length)
+                for start in range(0, count, step):
+                    train = [
+                        slot[:length] for slot in batch.slots[start : min(start + step, count)]
+                    ]
+                    self._send_train(headers, train, length * len(train), length)
+                return
+        self._deliver_mixed(headers, indices, lengths, limit)
+
+    def _deliver_mixed(
+        self, headers: Headers, indices: Sequence[int], lengths: list[int], limit: int
+    ) -> None:
+        """Send datagrams, some of them joined by the kernel, forming trains where possible."""
+        batch = self._batch
+        slots = batch.slots
         train: list[memoryview] = []
         segment = total = 0
         for i in indices:
             length = lengths[i]
-            joined = gro_size(control(i))
+            joined = gro_size(batch.control(i))
             if 0 < joined < length:
                 if train:
                     self._send_train(headers, train, total, segment)
@@ -210,15 +234,20 @@ class ToGuest(UdpErrors):
         self, headers: Headers, train: list[memoryview], total: int, segment: int
     ) -> None:
         """Send datagrams of ``segment`` bytes, the last perhaps shorter, as one superframe."""
-        if len(train) == 1:
-            self._send_one(headers, train[0], total)
-        else:
+        if len(train) > 1 and total >= _MIN_TRAIN:
             self._link.sendv((headers.build(total, segment), *train))
+            return
+        for payload in train:
+            self._send_one(headers, payload, len(payload))
 
     def _send_joined(self, headers: Headers, payload: memoryview, segment: int, limit: int) -> None:
         """Send a train that the kernel joined, as a train if possible."""
         total = len(payload)
-        if segment <= limit and total <= MAX_PAYLOAD4 and total <= MAX_SEGMENTS * segment:
+        if (
+            segment <= limit
+            and _MIN_TRAIN <= total <= MAX_PAYLOAD4
+            and total <= MAX_SEGMENTS * segment
+        ):
             self._link.sendv((headers.build(total, segment), payload))
             return
         for start in range(0, total, segment):
