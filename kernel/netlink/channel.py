@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 _LIMIT = 32 << 10
-_MAX_FDS = 4
+#: Below what the kernel takes, which is 253 (SCM_MAX_FD).
+_MAX_FDS = 100
 _INT = struct.Struct("@i")
 
 
@@ -36,7 +37,7 @@ class ChannelClosedError(Exception):
 
 
 def send(sock: socket.socket, value: Any, fds: Sequence[int] = ()) -> None:
-    """Send one value, with up to four descriptors; the caller keeps its own copies of these.
+    """Send one value, with up to 100 descriptors; the caller keeps its own copies of these.
 
     ChannelClosedError if nobody is there to read; ValueError if it is too long.
     """

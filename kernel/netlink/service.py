@@ -24,7 +24,7 @@ import signal
 import socket
 from errno import EINVAL
 
-from passt.kernel.netlink import channel, messages, namespace
+from passt.kernel.netlink import channel, messages, namespace, sockets
 from passt.kernel.netlink.attributes import FormError
 from passt.kernel.netlink.records import read_link
 from passt.kernel.netlink.route_socket import RouteSocket
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from passt.kernel.netlink.template import Note, Source
+    from passt.kernel.sockets import PlainSpec
 
 _RESET_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGCHLD, signal.SIGHUP)
 _LOADED = object()
@@ -155,8 +156,22 @@ class _Calls:
         complete = []
         for family, local, *rest in plans:
             source = None if local else self._sources.get(family)
-            complete.append(namespace.Plan(family, source, *rest))
+            complete.append(namespace.Plan(family, local, source, *rest))
         return namespace.configure(netlink, self._index, mtu, complete)
+
+    def sockets(self, *specs: PlainSpec) -> list[int]:
+        """Make sockets in the namespace; errno or 0 for each."""
+        self._inside()
+        errors, fds = sockets.make(specs)
+        self.returned += fds
+        return errors
+
+    def port_lists(self) -> list[bool]:
+        """Open the namespace's lists of ports; which there are."""
+        self._inside()
+        present, fds = sockets.open_port_lists()
+        self.returned += fds
+        return present
 
     def _inside(self) -> RouteSocket:
         if self._netlink is None:

@@ -5,8 +5,8 @@ Theory of operation
 `Worker.start` forks; that must happen while the process has one thread and before it gives up
 privileges or namespaces, and pays most if done first of all: the child's imports then run beside
 the program's own.  Each method is one call and waits for its answer.  The order of calls is
-`template`, `enter`, `loopback_up`, `set_mac`, `configure`, `close`; `template` works on the
-network the program was started in, the others on the namespace entered.
+`template`, `enter`, `loopback_up`, `set_mac`, `configure`, `sockets` and `port_lists`, `close`;
+`template` works on the network the program was started in, the others on the namespace entered.
 
 Nothing here imports pyroute2 or more than the smallest part of this package.
 
@@ -22,7 +22,13 @@ from passt.kernel.netlink import channel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
+
+    from passt.kernel.sockets import SocketSpec
+
+#: Sockets made per call: as many descriptors fit into one answer.
+SOCKET_BATCH = 100
 
 _IPV4, _IPV6 = int(socket.AF_INET), int(socket.AF_INET6)
 
@@ -249,6 +255,29 @@ class Worker:
         ]
         (families, link_local, notes), _ = self._call("configure", mtu, *plans)
         return Configured(_IPV4 in families, _IPV6 in families, link_local, notes)
+
+    def sockets(self, specs: Sequence[SocketSpec]) -> list[socket.socket | OSError]:
+        """Make sockets in the namespace entered: one for each specification, or its error."""
+        made: list[socket.socket | OSError] = []
+        for start in range(0, len(specs), SOCKET_BATCH):
+            batch = [spec.plain() for spec in specs[start : start + SOCKET_BATCH]]
+            errors, fds = self._call("sockets", *batch)
+            descriptors = iter(fds)
+            for error in errors:
+                if error:
+                    made.append(OSError(error, os.strerror(error)))
+                else:
+                    made.append(socket.socket(fileno=next(descriptors)))
+        return made
+
+    def port_lists(self) -> list[int | None]:
+        """Open /proc/net/tcp, tcp6, udp and udp6 of the namespace entered, in this order.
+
+        Descriptors to be read from offset 0, as often as needed; None for a missing file.
+        """
+        present, fds = self._call("port_lists")
+        descriptors = iter(fds)
+        return [next(descriptors) if there else None for there in present]
 
     def close(self) -> None:
         """Hang up and wait until the worker is gone; calling it again does nothing."""

@@ -1,0 +1,102 @@
+"""Sockets made to a specification, in whichever network namespace the maker is.
+
+A socket belongs to the network namespace of the thread that called socket(2), whoever uses
+it later.  So a process that needs sockets of two namespaces has those of the other one made
+by somebody who is there: before the last fork by the netlink process
+(:mod:`passt.kernel.netlink.sockets`), afterwards by a thread (:mod:`passt.kernel.nsthread`).
+Both take the same specifications, which are plain values and can be sent to a process.
+
+Sources: network_namespaces(7), socket(2), socket(7).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    SockName = tuple[str, int] | tuple[str, int, int, int]
+    #: (level, name, value) of setsockopt(2).
+    Option = tuple[int, int, int | bytes]
+    #: Specification as plain values, see :meth:`SocketSpec.plain`.
+    PlainSpec = tuple[int, int, tuple[Option, ...], SockName | None, int]
+
+_SO_BINDTODEVICE = 25
+
+
+class SocketSpec:
+    """What socket to make: all steps from socket(2) to listen(2).
+
+    * ``family``, ``kind``: as of socket(2); close-on-exec is always set, ``kind`` may
+      include ``SOCK_NONBLOCK``.
+    * ``options``: triples for setsockopt(2), set in order before the socket is bound.
+    * ``device``: interface that the socket is bound to first of all, empty for none.
+    * ``address``: what to bind to, as the socket module has it, ``None`` to leave it unbound.
+    * ``backlog``: for listen(2), −1 to leave it at that.
+    """
+
+    __slots__ = ("address", "backlog", "family", "kind", "options")
+
+    def __init__(
+        self,
+        family: int,
+        kind: int,
+        *,
+        options: tuple[Option, ...] = (),
+        device: str = "",
+        address: SockName | None = None,
+        backlog: int = -1,
+    ) -> None:
+        if device:
+            bind = (socket.SOL_SOCKET, _SO_BINDTODEVICE, os.fsencode(device))
+            options = (bind, *options)
+        self.family = int(family)
+        self.kind = int(kind)
+        self.options = options
+        self.address = address
+        self.backlog = backlog
+
+    def plain(self) -> PlainSpec:
+        """The specification as a tuple of plain values."""
+        return self.family, self.kind, self.options, self.address, self.backlog
+
+
+def open_socket(plain: PlainSpec) -> socket.socket:
+    """Make the socket that ``plain`` describes, here; OSError if a step fails."""
+    family, kind, options, address, backlog = plain
+    sock = socket.socket(family, kind)
+    try:
+        for level, name, value in options:
+            sock.setsockopt(level, name, value)
+        if address is not None:
+            sock.bind(address)
+        if backlog >= 0:
+            sock.listen(backlog)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def open_sockets(specs: Iterable[PlainSpec]) -> list[socket.socket | OSError]:
+    """Make sockets; in place of those that cannot be made, the error.
+
+    After one that failed for want of descriptors or memory no others are tried.
+    """
+    made: list[socket.socket | OSError] = []
+    exhausted: OSError | None = None
+    for spec in specs:
+        if exhausted is not None:
+            made.append(exhausted)
+            continue
+        try:
+            made.append(open_socket(spec))
+        except OSError as error:
+            made.append(error)
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
+                exhausted = error
+    return made
