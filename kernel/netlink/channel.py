@@ -1,4 +1,4 @@
-"""Messages between the program and its netlink worker.
+"""Messages between the program and a process forked from it, such as the netlink worker.
 
 Theory of operation
 -------------------
@@ -7,7 +7,7 @@ gone.  A message is one value of plain types (None, bool, int, str, bytes, tuple
 with `marshal`, which costs no import and a few microseconds; its format may change between
 Python versions, but here both ends are one process, forked.  It must not be fed with foreign
 data, and is not: the other end is our own code, and nobody else has the socket.  Messages are
-bounded; what is long (route lists) never leaves the worker.
+bounded; what is long (route lists) stays in the worker.
 
 Descriptors are attached as SCM_RIGHTS.
 

@@ -6,7 +6,9 @@ The order matters.  The MTU comes before the link goes up, and with IPv6 the lin
 flagged as one without address resolution (NOARP): on such a link the kernel takes its link-local
 address without duplicate address detection, which would keep it unusable for a second or two.
 That address is then taken out and put back as one that needs no detection, so that it is usable
-at once, the flag goes, and everything after is ordinary.
+at once, the flag goes, and everything after is ordinary.  A persistent tap that was up before we
+attached gets its address only when the kernel's work queue notices the carrier; that is waited
+for, briefly, since some namespaces are told to make no such addresses.
 
 Addresses come before routes, because gateways must be on a known subnet.  Routes may depend on
 each other in any order (a gateway reached through another route), so those refused for lack of a
@@ -24,11 +26,12 @@ Sources: rtnetlink(7), ip-sysctl; `man pasta`, --config-net.
 
 from __future__ import annotations
 
+import time
 from errno import EACCES, EAFNOSUPPORT, EEXIST, EHOSTUNREACH, ENETUNREACH, EOPNOTSUPP
 
 from passt.kernel.netlink import messages, uapi
 from passt.kernel.netlink.attributes import FormError
-from passt.kernel.netlink.records import read_addresses, read_routes
+from passt.kernel.netlink.records import read_addresses, read_link, read_routes
 from passt.kernel.netlink.retarget import connected_key, retarget_address, retarget_route
 from passt.kernel.netlink.route_socket import NetlinkError
 from passt.kernel.netlink.template import DEBUG, INFO, WARNING, copied_addresses, is_link_local
@@ -43,6 +46,8 @@ LOOPBACK_INDEX = 1
 _NAMES = {uapi.AF_INET: "IPv4", uapi.AF_INET6: "IPv6"}
 _UNSUPPORTED = (EACCES, EAFNOSUPPORT, EOPNOTSUPP)
 _NO_WAY_YET = (ENETUNREACH, EHOSTUNREACH)
+_LINK_LOCAL_TRIES = 50
+_LINK_LOCAL_PAUSE_SECONDS = 0.002
 _ADD = uapi.NLM_F_CREATE | uapi.NLM_F_REPLACE
 # Appending keeps the host's order among routes with the same destination and metric.
 _ADD_ROUTE = uapi.NLM_F_CREATE | uapi.NLM_F_APPEND
@@ -51,8 +56,8 @@ _ADD_ROUTE = uapi.NLM_F_CREATE | uapi.NLM_F_APPEND
 class Plan:
     """What the namespace gets for one IP version.
 
-    `source`: where to copy from, None in local mode.  `address`, `gateway`: packed or None, used
-    for what is not copied.
+    `local`: local mode, addresses are of our own making.  `source`: where to copy from, None if
+    there is nothing.  `address`, `gateway`: packed or None, used for what is not copied.
     """
 
     __slots__ = (
@@ -61,6 +66,7 @@ class Plan:
         "copy_routes",
         "family",
         "gateway",
+        "local",
         "prefix_len",
         "source",
     )
@@ -68,6 +74,7 @@ class Plan:
     def __init__(
         self,
         family: int,
+        local: bool,
         source: Source | None,
         copy_addresses: bool,
         copy_routes: bool,
@@ -76,6 +83,7 @@ class Plan:
         gateway: bytes | None,
     ) -> None:
         self.family = family
+        self.local = local
         self.source = source
         self.copy_addresses = copy_addresses
         self.copy_routes = copy_routes
@@ -116,25 +124,27 @@ def configure(
             sock.request(uapi.RTM_NEWLINK, 0, messages.link(index, mtu=mtu))
         except NetlinkError as e:
             notes.append((DEBUG, f"Couldn't set MTU in namespace: {e.strerror}"))
-    up = uapi.IFF_UP | (uapi.IFF_NOARP if ipv6 else 0)
+    own = None
     try:
-        sock.request(uapi.RTM_NEWLINK, 0, messages.link(index, up, up))
+        if ipv6:
+            was_up = read_link(sock, index).flags & uapi.IFF_UP
+            up = uapi.IFF_UP | uapi.IFF_NOARP
+            sock.request(uapi.RTM_NEWLINK, 0, messages.link(index, up, up))
+            own = _settle_link_local(sock, index, _LINK_LOCAL_TRIES if was_up else 1)
+            sock.request(uapi.RTM_NEWLINK, 0, messages.link(index, 0, uapi.IFF_NOARP))
+        else:
+            sock.request(uapi.RTM_NEWLINK, 0, messages.link(index, uapi.IFF_UP, uapi.IFF_UP))
     except NetlinkError as e:
         raise _explain(e, "Couldn't bring up tap device in namespace") from None
-    own = None
-    if ipv6:
-        own = _settle_link_local(sock, index)
-        sock.request(uapi.RTM_NEWLINK, 0, messages.link(index, 0, uapi.IFF_NOARP))
     families = []
     for plan in plans:
         try:
             _carry_out(sock, index, plan, notes)
         except NetlinkError as e:
-            local = plan.source is None
-            if e.errno not in _UNSUPPORTED or not (local or plan.family == uapi.AF_INET6):
+            if e.errno not in _UNSUPPORTED or not (plan.local or plan.family == uapi.AF_INET6):
                 raise
             text = f"{_NAMES[plan.family]} not supported, disabling"
-            notes.append((INFO if local else WARNING, text))
+            notes.append((INFO if plan.local else WARNING, text))
         else:
             families.append(plan.family)
     return families, own, notes
@@ -144,23 +154,24 @@ def _explain(error: NetlinkError, what: str) -> NetlinkError:
     return NetlinkError(error.errno, f"{what}: {error.strerror}")
 
 
-def _settle_link_local(sock: RouteSocket, index: int) -> bytes | None:
+def _settle_link_local(sock: RouteSocket, index: int, tries: int) -> bytes | None:
     """Make the kernel's link-local address usable at once; returns it, None if there is none."""
-    own = None
-    for address in read_addresses(sock, uapi.AF_INET6, index):
-        if not is_link_local(address.local):
-            continue
-        own = own or address.local
-        if address.flags & uapi.IFA_F_NODAD:
-            continue
-        body = retarget_address(address, index)
-        try:
+    for attempt in range(tries):
+        if attempt:
+            time.sleep(_LINK_LOCAL_PAUSE_SECONDS)
+        found = [
+            address
+            for address in read_addresses(sock, uapi.AF_INET6, index)
+            if is_link_local(address.local)
+        ]
+        if found:
+            break
+    for address in found:
+        if not address.flags & uapi.IFA_F_NODAD:
             # In place, the flag would be set but the address stay tentative for a while.
             sock.request(uapi.RTM_DELADDR, 0, address.body)
-            sock.request(uapi.RTM_NEWADDR, _ADD, body)
-        except NetlinkError as e:
-            raise _explain(e, "Couldn't set IPv6 link-local address in namespace") from None
-    return own
+            sock.request(uapi.RTM_NEWADDR, _ADD, retarget_address(address, index))
+    return found[0].local if found else None
 
 
 def _carry_out(sock: RouteSocket, index: int, plan: Plan, notes: list[Note]) -> None:
@@ -231,7 +242,7 @@ def _set_default_route(sock: RouteSocket, index: int, plan: Plan) -> None:
     if gateway is None and not (plan.source and plan.source.has_default):
         return
     # In local mode the gateway is ours to invent, so it may lie outside the given subnet.
-    onlink = plan.source is None and gateway is not None and not _reachable(gateway, plan)
+    onlink = plan.local and gateway is not None and not _reachable(gateway, plan)
     body = messages.default_route(plan.family, index, gateway, onlink)
     error = sock.batch(uapi.RTM_NEWROUTE, _ADD_ROUTE, [body])[0]
     if error is not None and error.errno != EEXIST:
