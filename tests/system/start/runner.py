@@ -94,3 +94,20 @@ def processes_with(token: str) -> list[int]:
             if token.encode() in words and alive(int(name)):
                 found.append(int(name))
     return found
+
+
+def command_of(process: subprocess.Popen[str], name: str = "sleep") -> int:
+    """Wait until the command of pasta *process*, called *name*, was executed; its process id."""
+
+    def find() -> int:
+        assert process.poll() is None, "pasta has ended"
+        with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
+            for word in file.read().split():
+                try:
+                    if status(int(word))["Name"] == name:
+                        return int(word)
+                except (FileNotFoundError, ProcessLookupError):
+                    continue
+        return 0
+
+    return wait_for(find, what=f"command {name} of pasta")

@@ -11,7 +11,14 @@ import time
 import pytest
 
 from tests.system.kit.netns import wait_for
-from tests.system.start.runner import FULL, Runner, alive, processes_with, status
+from tests.system.start.runner import (
+    FULL,
+    Runner,
+    alive,
+    command_of,
+    processes_with,
+    status,
+)
 
 pytestmark = pytest.mark.system
 
@@ -37,16 +44,12 @@ def test_exit_status(pasta: Runner, code: int) -> None:
 
 def test_command_killed_from_outside(pasta: Runner) -> None:
     process = pasta.start("--", "sleep", "31.4")
-    child = wait_for(lambda: [p for p in processes_with("31.4") if _is_command(p, process.pid)])[0]
+    child = command_of(process)
     os.kill(child, signal.SIGTERM)
     time.sleep(0.1)
     assert alive(child), "process 1 of a PID namespace ignores what it does not handle"
     os.kill(child, signal.SIGKILL)
     assert process.wait(5) == 128 + signal.SIGKILL
-
-
-def _is_command(pid: int, parent: int) -> bool:
-    return status(pid)["PPid"] == str(parent) and status(pid)["Name"] == "sleep"
 
 
 @pytest.mark.parametrize(
@@ -93,7 +96,7 @@ def test_program_keeps_no_leaked_descriptor(pasta: Runner) -> None:
     os.set_inheritable(leak, True)
     try:
         process = pasta.start("--", "sleep", "31.5", pass_fds=[leak])
-        wait_for(lambda: any(_is_command(p, process.pid) for p in processes_with("31.5")))
+        command_of(process)
         links = {os.readlink(f"/proc/{process.pid}/fd/{fd}") for fd in descriptors(process.pid)}
     finally:
         os.close(leak)
@@ -175,7 +178,7 @@ def test_new_namespaces_and_proc(pasta: Runner) -> None:
 def test_proc_does_not_appear_outside(pasta: Runner) -> None:
     before = pasta.run(["cat", "/proc/self/mounts"]).stdout
     process = pasta.start("--", "sleep", "31.6")
-    wait_for(lambda: any(_is_command(p, process.pid) for p in processes_with("31.6")))
+    command_of(process)
     assert pasta.run(["cat", "/proc/self/mounts"]).stdout == before
 
 
@@ -207,7 +210,7 @@ def test_shell_is_a_login_shell(pasta: Runner) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT])
 def test_ending_leaves_the_command(pasta: Runner, number: int) -> None:
     process = pasta.start("--config-net", "--", "sleep", "29.1")
-    child = wait_for(lambda: [p for p in processes_with("29.1") if _is_command(p, process.pid)])[0]
+    child = command_of(process)
     process.send_signal(number)
     assert process.wait(3) == 0
     time.sleep(0.1)
@@ -232,7 +235,7 @@ def test_killing_us_before_the_command_runs_ends_it(pasta: Runner) -> None:
 
 def test_interrupt_has_its_default_action(pasta: Runner) -> None:
     process = pasta.start("--", "sleep", "29.2")
-    child = wait_for(lambda: [p for p in processes_with("29.2") if _is_command(p, process.pid)])[0]
+    child = command_of(process)
     process.send_signal(signal.SIGINT)
     assert process.wait(3) == -signal.SIGINT
     os.kill(child, signal.SIGKILL)
@@ -307,8 +310,9 @@ def test_children_that_end_meanwhile(pasta: Runner) -> None:
 
 def test_privileges_while_running(pasta: Runner) -> None:
     process = pasta.start("--config-net", "--", "sleep", "31.7")
-    wait_for(lambda: any(_is_command(p, process.pid) for p in processes_with("31.7")))
-    found = wait_for(lambda: (s := status(process.pid))["CapEff"] == "0" * 16 and s)
+    command_of(process)
+    wait_for(lambda: status(process.pid)["CapEff"] == "0" * 16)
+    found = status(process.pid)
     assert found["CapPrm"] == found["CapInh"] == found["CapAmb"] == "0" * 16
     uid = "65534" if pasta.root else str(pasta.uid)
     assert found["Uid"].split() == [uid] * 4
@@ -316,21 +320,15 @@ def test_privileges_while_running(pasta: Runner) -> None:
     if pasta.root:
         assert found["Groups"] == ""
     # Its sockets are the host's.
-    assert os.readlink(f"/proc/{process.pid}/ns/net") == os.readlink(
-        f"/proc/{processes_in_host(pasta)}/ns/net"
-    )
-
-
-def processes_in_host(pasta: Runner) -> int:
-    """Id of a process in the host's network namespace."""
-    return pasta.host.popen(["sleep", "5"]).pid
+    outside = pasta.run(["readlink", "/proc/self/ns/net"]).stdout.strip()
+    assert os.readlink(f"/proc/{process.pid}/ns/net") == outside
 
 
 def test_no_child_is_left_but_the_command(pasta: Runner) -> None:
     process = pasta.start("--config-net", "--", "sleep", "31.8")
-    child = wait_for(lambda: [p for p in processes_with("31.8") if _is_command(p, process.pid)])
+    child = command_of(process)
     with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
-        assert file.read().split() == [str(child[0])]
+        assert file.read().split() == [str(child)]
 
 
 def test_low_ports(root_pasta: Runner) -> None:
