@@ -216,6 +216,7 @@ class Netns:
     def udp(self, address: str = "", port: int = 0, *, family: int = 0) -> socket.socket:
         """Return a UDP socket bound to *address*, or an unbound one of *family*."""
         sock = self.new_socket(family or family_of(address), socket.SOCK_DGRAM)
+        sock.settimeout(5.0)
         if sock.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if address:

@@ -1,4 +1,4 @@
-"""The ways a TCP connection can take through pasta, with both ends in the hands of the test.
+"""The ways a connection can take through pasta, with both ends in the hands of the test.
 
 ==============  =================================  ===========================================
 name            client                             server
@@ -10,13 +10,15 @@ name            client                             server
 ``splice-in``   host's loopback, ``-t``, splice    in the namespace, at its external address
 ``splice-out``  namespace's loopback, ``-T``       host's loopback
 ==============  =================================  ===========================================
+
+For datagrams the same with ``-u`` and ``-U``.
 """
 
 from __future__ import annotations
 
 import socket
 
-from .netns import Netns
+from .netns import Netns, family_of
 from .pasta import Pasta
 from .topology import GATEWAY, HOST, LOOPBACK, OWN, REMOTE, Topology
 
@@ -29,7 +31,9 @@ ALL = TAP + SPLICED
 PORT_IN = 7001
 PORT_OUT = 7002
 PORT_SPLICE_OUT = 7003
-OPTIONS = ("-t", str(PORT_IN), "-T", str(PORT_SPLICE_OUT))
+TCP_OPTIONS = ("-t", str(PORT_IN), "-T", str(PORT_SPLICE_OUT))
+UDP_OPTIONS = ("-u", str(PORT_IN), "-U", str(PORT_SPLICE_OUT))
+OPTIONS = (*TCP_OPTIONS, *UDP_OPTIONS)
 
 
 class Path:
@@ -70,3 +74,18 @@ class Path:
             server, _ = listener.accept()
             server.settimeout(10.0)
             return client, server
+
+    def udp_server(self) -> socket.socket:
+        """Return the server's datagram socket."""
+        sock = self.server_ns.udp(self.address, self.port)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+        return sock
+
+    def udp_client(self, source_port: int = 0) -> socket.socket:
+        """Return a datagram socket connected to the server by this way."""
+        sock = self.client_ns.udp(family=family_of(self.target))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+        if self.source or source_port:
+            sock.bind((self.source, source_port))
+        sock.connect((self.target, self.port))
+        return sock

@@ -40,6 +40,18 @@ BLACKHOLE = {4: "198.18.3.1", 6: "2001:db8:dea3::1"}
 LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 
 _PREFIX = "pt"
+# Not by unreachable routes, as their errors are rate-limited for the whole machine.
+_REJECT = f"""
+table inet test {{
+    chain forward {{
+        type filter hook forward priority 0
+        ip daddr {UNREACHABLE[4]} reject with icmp type host-unreachable
+        ip6 daddr {UNREACHABLE[6]} reject with icmpv6 type no-route
+        ip daddr {PROHIBITED[4]} reject with icmp type admin-prohibited
+        ip6 daddr {PROHIBITED[6]} reject with icmpv6 type admin-prohibited
+    }}
+}}
+"""
 
 
 class Topology:
@@ -125,20 +137,23 @@ class Topology:
         self._join(self.remote, "eth1", self.far, "eth0", 1500)
         self.remote.sysctl("net/ipv4/ip_forward", 1)
         self.remote.sysctl("net/ipv6/conf/all/forwarding", 1)
+        self.remote.run(["nft", "-f", "-"], text=_REJECT)
         for version in self.versions:
             self._address(version)
 
     def _address(self, version: int) -> None:
         on_link, host = (24, 32) if version == 4 else (64, 128)
         nodad = "" if version == 4 else "nodad"
+        # Not preferred as a source: the router's ICMP errors come from its .1 in both versions.
+        secondary = "" if version == 4 else "nodad preferred_lft 0"
         option = f"-{version}"
         far_router = FAR[version][:-1] + "1"
         self.remote.ip(
             f"addr add {GATEWAY[version]}/{on_link} dev eth0 {nodad}\n"
-            f"addr add {REMOTE[version]}/{on_link} dev eth0 {nodad}\n"
+            f"addr add {REMOTE[version]}/{on_link} dev eth0 {secondary}\n"
             f"addr add {far_router}/{on_link} dev eth1 {nodad}\n"
-            f"route add unreachable {UNREACHABLE[version]}/{host}\n"
-            f"route add prohibit {PROHIBITED[version]}/{host}\n"
+            f"route add {UNREACHABLE[version]}/{host} via {FAR[version]}\n"
+            f"route add {PROHIBITED[version]}/{host} via {FAR[version]}\n"
             f"route add blackhole {BLACKHOLE[version]}/{host}\n"
             f"route add {OWN[version]}/{host} via {HOST[version]}\n"
         )
