@@ -5,7 +5,8 @@ out what an older program lacks, and scripts write ``--opt=value``, ``--opt valu
 ``-ovalue``, ``-o value``, clusters (``-fd``) and abbreviations (``--foregr``).
 
 Scanning stops at the first word that is not an option, or after ``--``: what follows belongs
-to the command to be run (the ``+`` mode of getopt).  A lone ``-`` is such a word.
+to the command to be run (the ``+`` mode of getopt).  A lone ``-`` is such a word.  Programs that
+take options behind other words, too, go on with another scanner, unless there was a ``--``.
 
 Python's own :mod:`getopt` words its messages differently and reads the whole line before
 anything can act, whereas here ``--version`` must act where it stands, after the errors to
@@ -28,7 +29,8 @@ class Scanner:
     """Iterates over ``(option, value)`` pairs; ``value`` is empty for options without one.
 
     ``name`` starts each message (getopt uses ``argv[0]`` as it is).  Once the iteration has
-    ended, :attr:`operands` holds the remaining words.  Iterating raises
+    ended, :attr:`operands` holds the remaining words, and :attr:`ended_by_dashes` tells whether
+    they come after ``--``.  Iterating raises
     :class:`~passt.userspace.config.errors.UsageError` with ``show_usage`` set at the first
     word that fits no option.
     """
@@ -39,6 +41,7 @@ class Scanner:
         self._by_long = {option.long: option for option in table}
         self._by_short = {option.short: option for option in table if option.short}
         self.operands: list[str] = []
+        self.ended_by_dashes = False
 
     def __iter__(self) -> Iterator[tuple[Option, str]]:
         words = self._words
@@ -47,6 +50,7 @@ class Scanner:
             word = words[index]
             if word == "--":
                 index += 1
+                self.ended_by_dashes = True
                 break
             if len(word) < 2 or word[0] != "-":
                 break

@@ -120,12 +120,13 @@ Serve an existing network namespace:
 def manual_page() -> str:
     """Return the source of pasta(1)."""
     parts = [_HEAD.lstrip("\n"), ".SH OPTIONS\n"]
-    parts += [_entry(option) for option in TABLE if PASTA in option.modes and not option.hidden]
+    parts += [entry(option) for option in TABLE if PASTA in option.modes and not option.hidden]
     parts.append(_TAIL.lstrip("\n"))
     return "".join(parts)
 
 
-def _entry(option: Option) -> str:
+def entry(option: Option) -> str:
+    """Return the source of the paragraph about an option."""
     names = [f"--{option.long}"]
     if option.short:
         names.insert(0, f"-{option.short}")

@@ -53,7 +53,7 @@ def usage_text(argv0: str) -> str:
     """Return the usage text; it speaks of pasta if ``argv0`` does, directories included."""
     mode = PASTA if PASTA in argv0 else PASST
     blocks = [_SYNOPSIS[mode].format(name=argv0.rpartition("/")[2] or mode)]
-    blocks += [_entry(option) for option in TABLE if mode in option.modes and not option.hidden]
+    blocks += [entry(option) for option in TABLE if mode in option.modes and not option.hidden]
     return "\n".join(blocks) + "\n"
 
 
@@ -70,7 +70,8 @@ def repetition(option: Option) -> str:
     return "may be repeated" if option.repeat == ADD else ""
 
 
-def _entry(option: Option) -> str:
+def entry(option: Option) -> str:
+    """Return the lines about an option: names and value on the left, text on the right."""
     head = f"  {synopsis(option)}" if option.short else f"      {synopsis(option)}"
     notes = [repetition(option)]
     if option.default:
