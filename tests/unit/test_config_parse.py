@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from passt.userspace.config import parse as parse_module
+from passt.userspace.config import resolve
 from passt.userspace.config.catalogue import TABLE
 from passt.userspace.config.errors import ImmediateExit, UsageError
 from passt.userspace.config.options import COMMAND, NETNS, PID, SHELL, Options, Target
@@ -188,6 +190,69 @@ def test_copy_options_need_config_net(name: str, capfd: pytest.CaptureFixture[st
     pasta(name, "--config-net")
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        "--no-splice",
+        "--outbound-if4=lo",
+        "--outbound-if6=lo",
+        "--ns-ifname=x",
+        "--ns-mac-addr=02:00:00:00:00:01",
+        "--config-net",
+    ],
+)
+def test_splice_only_excludes_what_concerns_the_link(other: str) -> None:
+    text = f"--splice-only is incompatible with {other.partition('=')[0]}"
+    assert refused("--splice-only", other) == text
+    assert refused(other, "--splice-only") == text
+
+
+def test_splice_only_accepts_what_has_no_effect() -> None:
+    options = pasta("--splice-only", "-m", "1500", "-a", "192.0.2.1", "-g", "192.0.2.2")
+    assert options.splice_only
+    assert options.host_lo_to_ns_lo
+    assert options.no_icmp
+    assert options.no_ra
+
+
+def test_no_splice_excludes_loopback_to_loopback() -> None:
+    assert refused("--no-splice", "--host-lo-to-ns-lo") == (
+        "--host-lo-to-ns-lo is incompatible with --no-splice"
+    )
+    assert parse("passt", ["--no-splice"]).no_splice
+
+
+@pytest.mark.parametrize(
+    ("word", "name"),
+    [
+        ("-T22", "-T"),
+        ("--udp-ns=22", "-U"),
+        ("--splice-only", "--splice-only"),
+        ("--host-lo-to-ns-lo", "--host-lo-to-ns-lo"),
+    ],
+)
+def test_outbound_rules_and_splicing_are_for_pasta(word: str, name: str) -> None:
+    assert refused(word, program="passt") == f"{name} is for pasta mode only"
+
+
+def test_rules_depend_on_what_the_kernel_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rules(*words: str) -> list[str]:
+        options = pasta(*words, "true")
+        return [str(rule) for rule in options.rules + options.rules_ns]
+
+    assert rules("-t", "22", "-T", "53") == ["TCP [*]:22  =>  22 ", "TCP [*]%lo:53  =>  53 "]
+    monkeypatch.setattr(resolve, "_has_ipv6", lambda: False)
+    assert rules("-t", "22") == ["TCP [0.0.0.0]:22  =>  22 "]
+    monkeypatch.setattr(parse_module, "can_bind_to_device", lambda: False)
+    assert rules("-T", "53") == ["TCP [127.0.0.1]:53  =>  53 "]
+
+
+def test_capabilities_of_rule_tables() -> None:
+    assert pasta("true").rule_caps == 0x3F
+    assert pasta("-4", "--no-udp", "true").rule_caps == 0x35
+    assert parse("passt", ["-6", "--no-tcp"]).rule_caps == 0x2A
+
+
 def test_stderr_option_warns(capfd: pytest.CaptureFixture[str]) -> None:
     exits("-e", "--version")
     assert capfd.readouterr().err == "--stderr will be dropped soon\n"
@@ -357,6 +422,8 @@ SAMPLE = {
     "map-guest-addr": "10.1.2.7",
     "tcp-ports": "22",
     "udp-ports": "53",
+    "tcp-ns": "22",
+    "udp-ns": "53",
     "ns-mac-addr": "02:00:00:00:00:02",
 }
 

@@ -27,6 +27,7 @@ def dual_stack() -> Config:
         Rule(IPPROTO_TCP, 8080, 8080, 80),
         Rule(IPPROTO_UDP, 5000, 5000, 5000),
     ]
+    config.rules_ns = [Rule(IPPROTO_TCP, 22, 22, 22, ifname="lo")]
     return config
 
 
@@ -45,6 +46,8 @@ def test_dual_stack() -> None:
         "Inbound forwarding rules (HOST):",
         "    TCP [*]:8080  =>  80 ",
         "    UDP [*]:5000  =>  5000 ",
+        "Outbound forwarding rules (SPLICE):",
+        "    TCP [*]%lo:22  =>  22 ",
     ]
 
 
@@ -62,6 +65,7 @@ def test_local_mode() -> None:
         "    router: fe80::1",
         "    our link-local: fe80::1",
         "Inbound forwarding rules (HOST):",
+        "Outbound forwarding rules (SPLICE):",
     ]
 
 
@@ -72,7 +76,24 @@ def test_single_version() -> None:
     assert lines[0] == "Template interface: eth0 (IPv4)"
     assert "NDP:" not in lines
     assert not any("::1" in line for line in lines)
-    assert lines[-2] == "    TCP [0.0.0.0]:8080  =>  80 "
+
+
+def test_passt_has_no_outbound_rules() -> None:
+    config = dual_stack()
+    config.mode = "passt"
+    assert summary_lines(config)[-1] == "    UDP [*]:5000  =>  5000 "
+
+
+def test_control_socket_and_splice_only() -> None:
+    config = dual_stack()
+    config.conf_path = "/run/x"
+    config.splice_only = True
+    assert summary_lines(config)[:4] == [
+        "Configuration socket: /run/x",
+        "MAC:",
+        "    host: 9a:55:9a:55:9a:55",
+        "Inbound forwarding rules (HOST):",
+    ]
 
 
 def test_outbound_and_no_ndp() -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from passt.userspace.config.options import Options
+    from passt.userspace.config.ports import PortOption
     from passt.userspace.config.table import Store
 
 
@@ -125,10 +126,10 @@ def remap(attribute: str, none_implies: str = "") -> Store:
     return store
 
 
-def ports(spelling: str, protocol: int) -> Store:
+def ports(option: PortOption) -> Store:
     """Keep a specifier for when all options are known: rules depend on ``-4``, ``--no-tcp``."""
 
     def store(options: Options, text: str) -> None:
-        options.port_specs.append((spelling, protocol, text))
+        options.port_specs.append((option, text))
 
     return store

@@ -22,10 +22,24 @@ from passt.userspace.config.actions import (
     stats,
     value,
 )
-from passt.userspace.config.model import IPPROTO_TCP, IPPROTO_UDP, MAX_MTU
+from passt.userspace.config.model import MAX_MTU
+from passt.userspace.config.ports import TCP_NS, TCP_PORTS, UDP_NS, UDP_PORTS
 from passt.userspace.config.table import ADD, FAMILY, PASTA, Option
 
 PASTA_ONLY = (PASTA,)
+
+_PORTS_DEFAULT = "none"
+_PORTS_DETAILS = (
+    "PORTS is `PORT` or `FIRST-LAST`, with `:TARGET` if the ports to connect to are others: "
+    "`PORT`, `FIRST-LAST`, `ADDRESS`, or `ADDRESS/PORT` and `ADDRESS/FIRST-LAST`. `~PORT` and "
+    "`~FIRST-LAST` leave out ports. `all` stands for all ports but ephemeral ones, as far as "
+    "they are free, and exclusions alone mean the same; `all:ADDRESS` has a target. With `auto` "
+    "(pasta only), ports are forwarded only while something listens on them at the other side, "
+    "which is looked up every second. LISTEN is `ADDRESS`, `%INTERFACE` or `ADDRESS%INTERFACE`; "
+    "without it, the host listens on all its addresses of the enabled IP versions. IPv6 "
+    "addresses may be put in brackets. Only `0.0.0.0` or an address can have an IPv4 target, "
+    "only `::` or an address an IPv6 one."
+)
 
 _BY_HAND = "Without `--config-net` the namespace has to configure itself accordingly."
 
@@ -113,6 +127,14 @@ TABLE: tuple[Option, ...] = (
         help="Run as this user and group, names or numbers",
         details="A numeric user alone is also used as group; a login name brings its primary "
         "group. Names of the superuser are refused, the number 0 is accepted.",
+    ),
+    Option(
+        "conf-path",
+        "c",
+        "PATH",
+        path("conf_path", "configuration path"),
+        default="none",
+        help="Path of a socket over which pesto(1) can change forwarded ports",
     ),
     Option("help", "h", "", show_help, help="Print this text and exit"),
     Option("version", "", "", show_version, help="Print the version and exit"),
@@ -322,21 +344,89 @@ TABLE: tuple[Option, ...] = (
         "tcp-ports",
         "t",
         "SPEC",
-        ports("-t", IPPROTO_TCP),
+        ports(TCP_PORTS),
         repeat=ADD,
-        default="none",
-        help="Forward TCP ports to the guest: none, or PORT[:TARGET] separated by commas",
-        details="The host listens on each PORT, on all its addresses of the enabled IP "
-        "versions. Connections go to the same port of the guest, or to TARGET.",
+        default=_PORTS_DEFAULT,
+        help="Forward TCP ports of the host: none, or [LISTEN/]PORTS[,PORTS]...",
+        details=_PORTS_DETAILS,
     ),
     Option(
         "udp-ports",
         "u",
         "SPEC",
-        ports("-u", IPPROTO_UDP),
+        ports(UDP_PORTS),
         repeat=ADD,
-        default="none",
-        help="Forward UDP ports to the guest, likewise",
+        default=_PORTS_DEFAULT,
+        help="Forward UDP ports of the host, likewise",
+        details="With `auto`, a port is also forwarded while something listens on it for TCP.",
+    ),
+    Option(
+        "tcp-ns",
+        "T",
+        "SPEC",
+        ports(TCP_NS),
+        modes=PASTA_ONLY,
+        repeat=ADD,
+        default=_PORTS_DEFAULT,
+        help="Forward TCP ports of the namespace's loopback interface to the host",
+        details="As `--tcp-ports`, but without `LISTEN`: any loopback address of the "
+        "namespace will do. Connections go to the same loopback address of the host.",
+    ),
+    Option(
+        "udp-ns",
+        "U",
+        "SPEC",
+        ports(UDP_NS),
+        modes=PASTA_ONLY,
+        repeat=ADD,
+        default=_PORTS_DEFAULT,
+        help="Forward UDP ports of the namespace's loopback interface, likewise",
+    ),
+    Option(
+        "freebind",
+        "",
+        "",
+        flag("freebind"),
+        help="Let forwarded ports listen on addresses that the host does not have",
+        details="Forwarding starts to work when the address is configured.",
+    ),
+    Option(
+        "no-splice",
+        "",
+        "",
+        flag("no_splice"),
+        help="Forward connections to the host's loopback addresses over the link, too",
+        details="Otherwise pasta takes a short cut for them, from socket to socket.",
+    ),
+    Option(
+        "host-lo-to-ns-lo",
+        "",
+        "",
+        flag("host_lo_to_ns_lo"),
+        modes=PASTA_ONLY,
+        excludes=("no-splice",),
+        help="Forward the host's loopback addresses to those of the namespace",
+        details="Otherwise such connections go to the namespace's own address, and what "
+        "listens on loopback only is out of their reach.",
+    ),
+    Option(
+        "splice-only",
+        "",
+        "",
+        flag("splice_only"),
+        modes=PASTA_ONLY,
+        implies=("host_lo_to_ns_lo", "no_icmp", "no_ndp", "no_ra"),
+        excludes=(
+            "no-splice",
+            "outbound-if4",
+            "outbound-if6",
+            "ns-ifname",
+            "ns-mac-addr",
+            "config-net",
+        ),
+        help="Forward loopback connections only, and create no interface in the namespace",
+        details="Implies `--host-lo-to-ns-lo` and `--no-icmp`. Connections from elsewhere are "
+        "refused. Options about addresses and MTU are accepted without effect.",
     ),
     Option(
         "ns-ifname",

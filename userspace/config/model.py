@@ -87,9 +87,12 @@ class Config:
     """Everything that the translators and services need to know."""
 
     __slots__ = (
+        "conf_path",
         "config_net",
         "debug",
         "foreground",
+        "freebind",
+        "host_lo_to_ns_lo",
         "icmp",
         "mode",
         "mtu",
@@ -99,7 +102,11 @@ class Config:
         "pcap_path",
         "quiet",
         "ra",
+        "rule_caps",
         "rules",
+        "rules_ns",
+        "splice",
+        "splice_only",
         "stats_interval",
         "tcp",
         "udp",
@@ -129,5 +136,18 @@ class Config:
         self.pcap_path = ""
         #: Seconds between lines of event statistics, 0 for none.
         self.stats_interval = 0
-        #: Inbound rules (``-t``, ``-u``).
+        #: Path of the control socket, empty for none.
+        self.conf_path = ""
+        #: Inbound rules (``-t``, ``-u``) and outbound ones (``-T``, ``-U``), as given at start.
         self.rules: list[Rule] = []
+        self.rules_ns: list[Rule] = []
+        #: Capabilities of both tables of rules.
+        self.rule_caps = 0
+        #: Inbound rules may listen on addresses that the host does not have.
+        self.freebind = False
+        #: Connections from the host's loopback interface bypass the link …
+        self.splice = True
+        #: … and arrive on the loopback interface of the namespace, not on its own address.
+        self.host_lo_to_ns_lo = False
+        #: There is no link: loopback connections are all there is.
+        self.splice_only = False

@@ -10,7 +10,8 @@ from passt.userspace.config.model import DEFAULT_MAC, DEFAULT_MTU
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from passt.userspace.config.model import Rule
+    from passt.userspace.config.ports import PortOption
+    from passt.userspace.flow.rules import Rule
 
 #: Kinds of :class:`Target`.
 SHELL = "shell"
@@ -70,11 +71,14 @@ class Options:
         "address_v4",
         "address_v6",
         "argv0",
+        "conf_path",
         "config_net",
         "debug",
         "foreground",
+        "freebind",
         "gateway_v4",
         "gateway_v6",
+        "host_lo_to_ns_lo",
         "hostname",
         "interface",
         "ipv4_only",
@@ -99,6 +103,7 @@ class Options:
         "no_netns_quit",
         "no_pidns",
         "no_ra",
+        "no_splice",
         "no_tcp",
         "no_udp",
         "ns_ifname",
@@ -114,8 +119,11 @@ class Options:
         "prefix_v4",
         "prefix_v6",
         "quiet",
+        "rule_caps",
         "rules",
+        "rules_ns",
         "runas",
+        "splice_only",
         "stats",
         "target",
         "trace",
@@ -139,6 +147,8 @@ class Options:
         self.runas: tuple[int, int] | None = None
         self.pcap = ""
         self.pid = ""
+        #: Path of the control socket.
+        self.conf_path = ""
         #: 0: the guest's MTU is left alone.
         self.mtu = DEFAULT_MTU
         self.address_v4: bytes | None = None
@@ -172,10 +182,17 @@ class Options:
         self.no_icmp = False
         self.no_ndp = False
         self.no_ra = False
-        #: ``-t`` and ``-u`` in order: spelling, IP protocol number, specifier.
-        self.port_specs: list[tuple[str, int, str]] = []
-        #: The forwarding rules that ``port_specs`` amount to.
+        #: ``-t``, ``-u``, ``-T`` and ``-U`` in order, with their specifiers.
+        self.port_specs: list[tuple[PortOption, str]] = []
+        #: Set once parsing is over: the rules that ``port_specs`` and defaults amount to, for
+        #: listening on the host and in the namespace, and what tables of rules can do.
         self.rules: list[Rule] = []
+        self.rules_ns: list[Rule] = []
+        self.rule_caps = 0
+        self.freebind = False
+        self.no_splice = False
+        self.host_lo_to_ns_lo = False
+        self.splice_only = False
         self.ns_ifname = ""
         #: Paths of namespaces to join.
         self.userns = ""

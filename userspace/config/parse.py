@@ -9,8 +9,10 @@ The order matters to those who read the first message and stop:
 4. port forwarding specifiers, whose meaning depends on other options;
 5. the words that remain: a PID, or a command, or neither.
 
-Nothing of the host is looked at, except that ``--interface`` must exist and that ``--runas``
-consults the user database.  Messages: passt(1), pasta(1), and the words of getopt_long(3).
+Nothing of the host is looked at, except that ``--interface`` must exist, that ``--runas``
+consults the user database, and that rules depend on the IP versions that the kernel has, on
+whether sockets can be bound to interfaces, and on the range of ephemeral ports.  Messages:
+passt(1), pasta(1), and the words of getopt_long(3).
 """
 
 from __future__ import annotations
@@ -22,9 +24,10 @@ from passt.userspace.config import ports, values
 from passt.userspace.config.catalogue import TABLE
 from passt.userspace.config.errors import UsageError
 from passt.userspace.config.getopt import Scanner
-from passt.userspace.config.model import IPPROTO_TCP, IPPROTO_UDP
 from passt.userspace.config.options import COMMAND, NETNS, PID, SHELL, Options, Target
+from passt.userspace.config.resolve import can_bind_to_device, enabled_versions
 from passt.userspace.config.table import PASST, PASTA
+from passt.userspace.flow.rules import HOST, SPLICE, RuleTable, capabilities
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,7 +61,7 @@ def parse(argv0: str, argv: Sequence[str]) -> Options:
         _apply(options, option, text)
         if option not in given:
             given.append(option)
-    _check_needs(given)
+    _check_together(given)
     _finish_prefix(options)
     _finish_rules(options)
     if options.mode == PASTA:
@@ -85,11 +88,17 @@ def _apply(options: Options, option: Option, text: str) -> None:
         setattr(options, attribute, type(getattr(options, attribute))())
 
 
-def _check_needs(given: list[Option]) -> None:
+def _check_together(given: list[Option]) -> None:
+    """Check what options need and exclude, in the order of the table."""
     names = {option.long for option in given}
     for option in TABLE:
-        if option.needs and option in given and option.needs not in names:
+        if option not in given:
+            continue
+        if option.needs and option.needs not in names:
             raise UsageError(f"--{option.long} needs --{option.needs}")
+        for other in option.excludes:
+            if other in names:
+                raise UsageError(f"--{option.long} is incompatible with --{other}")
 
 
 def _finish_prefix(options: Options) -> None:
@@ -101,14 +110,23 @@ def _finish_prefix(options: Options) -> None:
 
 
 def _finish_rules(options: Options) -> None:
-    disabled = []
-    if options.no_tcp:
-        disabled.append(IPPROTO_TCP)
-    if options.no_udp:
-        disabled.append(IPPROTO_UDP)
-    options.rules = ports.rules_from(
-        options.port_specs, not options.ipv6_only, not options.ipv4_only, disabled
+    """Turn specifiers into rules: the last step that can find fault with options."""
+    v4, v6 = enabled_versions(options)
+    caps = options.rule_caps = capabilities(
+        v4=v4,
+        v6=v6,
+        tcp=not options.no_tcp,
+        udp=not options.no_udp,
+        auto=options.mode == PASTA,
+        ifname=can_bind_to_device(),
     )
+    tables = [RuleTable(HOST, caps)]
+    if options.mode == PASTA:
+        tables.append(RuleTable(SPLICE, caps))
+    ports.fill_tables(tables, options.port_specs, options.mode)
+    options.rules = tables[0].rules()
+    if len(tables) > 1:
+        options.rules_ns = tables[1].rules()
 
 
 def _target(options: Options, words: list[str]) -> Target:

@@ -33,6 +33,8 @@ _LOCAL_PREFIX = {4: 16, 6: PREFIX6}
 
 _DEFAULT_IFNAME = "tap0"
 
+_SO_BINDTODEVICE = 25
+
 
 def enabled_versions(options: Options) -> tuple[bool, bool]:
     """Whether IPv4 and IPv6 are to be served, by options and by what this kernel has.
@@ -46,6 +48,16 @@ def enabled_versions(options: Options) -> tuple[bool, bool]:
     if options.ipv6_only:
         raise UsageError("IPv6 not available but --ipv6-only given")
     return True, False
+
+
+def can_bind_to_device() -> bool:
+    """Whether this kernel lets us bind sockets to an interface (Linux 5.7 without privilege)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, _SO_BINDTODEVICE, b"lo")
+        except OSError:
+            return False
+    return True
 
 
 def resolve(options: Options, versions: tuple[bool, bool], template: TemplateInfo) -> Config:
@@ -68,7 +80,14 @@ def resolve(options: Options, versions: tuple[bool, bool], template: TemplateInf
     config.quiet = options.quiet
     config.pcap_path = options.pcap
     config.stats_interval = options.stats
+    config.conf_path = options.conf_path
     config.rules = options.rules
+    config.rules_ns = options.rules_ns
+    config.rule_caps = options.rule_caps
+    config.freebind = options.freebind
+    config.splice = not options.no_splice
+    config.host_lo_to_ns_lo = options.host_lo_to_ns_lo
+    config.splice_only = options.splice_only
     return config
 
 

@@ -6,7 +6,6 @@ People read this, programs should not; the layout is upstream's.
 from __future__ import annotations
 
 from passt.userspace import log
-from passt.userspace.config.ports import rule_text
 from passt.userspace.config.values import address_text
 
 TYPE_CHECKING = False
@@ -35,6 +34,21 @@ def warn_mtu(config: Config) -> None:
 
 def summary_lines(config: Config) -> list[str]:
     """Return the lines of the summary, without newlines."""
+    lines = [f"Configuration socket: {config.conf_path}"] if config.conf_path else []
+    if config.splice_only:
+        lines += ["MAC:", f"    host: {config.our_mac.hex(':')}"]
+    else:
+        lines += _link_lines(config)
+    lines.append("Inbound forwarding rules (HOST):")
+    lines += [f"    {rule}" for rule in config.rules]
+    if config.mode == "pasta":
+        lines.append("Outbound forwarding rules (SPLICE):")
+        lines += [f"    {rule}" for rule in config.rules_ns]
+    return lines
+
+
+def _link_lines(config: Config) -> list[str]:
+    """The part about the link and what is beyond it."""
     families = (config.v4, config.v6)
     enabled = [family for family in families if family.enabled]
     lines = []
@@ -64,10 +78,6 @@ def summary_lines(config: Config) -> list[str]:
             f"    router: {_or_unspecified(config.v6.gateway)}",
             f"    our link-local: {_or_unspecified(config.v6.our_ll)}",
         ]
-
-    lines.append("Inbound forwarding rules (HOST):")
-    for rule in config.rules:
-        lines.append(f"    {rule_text(rule, config.v4.enabled, config.v6.enabled)}")
     return lines
 
 

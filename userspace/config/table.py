@@ -42,6 +42,7 @@ class Option:
       manual page, with options in backquotes.
     * ``implies``, ``cancels``: attributes of Options that are set and cleared along.
     * ``needs``: long name of the option that must be given too, anywhere.
+    * ``excludes``: long names of options that must not be given, anywhere.
     * ``deprecated``: warn that it will go away.
     * ``hidden``: in no usage text or manual page.
     """
@@ -52,6 +53,7 @@ class Option:
         "default",
         "deprecated",
         "details",
+        "excludes",
         "help",
         "hidden",
         "implies",
@@ -78,6 +80,7 @@ class Option:
         implies: tuple[str, ...] = (),
         cancels: tuple[str, ...] = (),
         needs: str = "",
+        excludes: tuple[str, ...] = (),
         deprecated: bool = False,
         hidden: bool = False,
     ) -> None:
@@ -93,6 +96,7 @@ class Option:
         self.implies = implies
         self.cancels = cancels
         self.needs = needs
+        self.excludes = excludes
         self.deprecated = deprecated
         self.hidden = hidden
 

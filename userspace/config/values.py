@@ -19,9 +19,7 @@ import socket
 
 from passt.userspace.config.errors import UsageError
 from passt.userspace.config.model import MAX_MTU
-
-#: Longest interface name in bytes: IFNAMSIZ less the terminating NUL.
-MAX_IFNAME = 15
+from passt.userspace.flow.rules import is_ifname
 
 #: Longest host name in bytes (RFC 1035, 2.3.4, less length octets).
 MAX_HOSTNAME = 253
@@ -108,16 +106,9 @@ def hostname(text: str) -> str:
     return text
 
 
-def _is_ifname(text: str) -> bool:
-    """Tell whether the kernel would accept ``text`` as the name of a new interface."""
-    if not text or text in (".", "..") or len(os.fsencode(text)) > MAX_IFNAME:
-        return False
-    return not any(char in "/:" or char.isspace() for char in text)
-
-
 def ifname(text: str) -> str:
     """Return the name of an interface, which need not exist."""
-    if not _is_ifname(text):
+    if not is_ifname(text):
         raise UsageError(f"Invalid interface name: {text}")
     return text
 

@@ -65,6 +65,8 @@ CAP_UDP = 0x08
 CAP_AUTO = 0x10
 CAP_IFNAME = 0x20
 
+_CAP_PROTOCOL = {IPPROTO_TCP: CAP_TCP, IPPROTO_UDP: CAP_UDP}
+
 MAX_RULES = 255
 #: Every port of every rule counts, also those of automatic rules that are closed.
 MAX_SOCKETS = 5 << 16
@@ -76,6 +78,12 @@ MAX_IFNAME = 15
 WIRE_SIZE = 56
 _WIRE = struct.Struct("!16s16s16sHHHBB")
 assert _WIRE.size == WIRE_SIZE
+
+
+def capabilities(*, v4: bool, v6: bool, tcp: bool, udp: bool, auto: bool, ifname: bool) -> int:
+    """Return the ``CAP_…`` bits of a table that can do what is true."""
+    bits = (CAP_IPV4, CAP_IPV6, CAP_TCP, CAP_UDP, CAP_AUTO, CAP_IFNAME)
+    return sum(bit for bit, has in zip(bits, (v4, v6, tcp, udp, auto, ifname), strict=True) if has)
 
 
 class RuleError(Exception):
@@ -254,6 +262,10 @@ class RuleTable:
         """A copy of the rules."""
         return self._rules[:]
 
+    def serves(self, protocol: int) -> bool:
+        """Whether rules of ``protocol`` are possible at all."""
+        return self.caps & _CAP_PROTOCOL.get(protocol, 0) != 0
+
     def copy(self) -> RuleTable:
         """A table of its own with the same rules."""
         other = RuleTable(self.pif, self.caps)
@@ -342,7 +354,7 @@ class RuleTable:
                 f"Unsupported protocol 0x{rule.protocol:x} ({_protocol_name(rule.protocol)}) "
                 "for forwarding rule"
             )
-        if self.caps & (CAP_TCP if rule.protocol == IPPROTO_TCP else CAP_UDP):
+        if self.serves(rule.protocol):
             return ""
         return f"Can't add {name} forwarding rule, {name} not enabled"
 
