@@ -39,7 +39,7 @@ from passt.kernel.netlink.worker import FamilyPlan, WorkerError
 from passt.kernel.nswatch import PERIOD, NamespaceWatch
 from passt.kernel.signals import SignalPipe
 from passt.kernel.spawn import spawn
-from passt.kernel.target import open_netns, open_userns
+from passt.kernel.target import open_namespace
 from passt.syscalls.ns import CLONE_NEWPID, unshare
 from passt.userspace import log
 from passt.userspace.config.errors import UsageError
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from passt.kernel.daemon import Readiness
     from passt.kernel.netlink.worker import Tap, Worker
     from passt.kernel.spawn import Child
+    from passt.kernel.target import Entry
     from passt.userspace.config.model import Config, Family
     from passt.userspace.config.options import Options, Target
     from passt.userspace.engine import Listeners
@@ -101,7 +102,7 @@ class Startup:
             self.isolate()
             self.drop()
             self.detach()
-        except _FATAL as error:
+        except (*_FATAL, OSError) as error:
             for line in str(error).split("\n"):
                 log.err(line)
             if self.child is not None:
@@ -160,16 +161,23 @@ class Startup:
                 self.pid_file = PidFile(options.pid)
             except OSError as error:
                 raise SetupError(f"Couldn't open PID file {options.pid}: {reason(error)}") from None
+        user = None
         if self.target.userns:
-            self.userns = open_userns(self.target.userns)
+            user = open_namespace("user", self.target.userns)
+            self.userns = user.fd
         if self.target.netns:
-            self.netns, directory, name = open_netns(self.target.netns)
-            if options.no_netns_quit:
-                os.close(directory)
-            else:
-                self.watch = NamespaceWatch(directory, name)
-                if self.watch.warning:
-                    log.warn(self.watch.warning)
+            net = open_namespace("network", self.target.netns, user)
+            self.netns = net.fd
+            if not options.no_netns_quit:
+                self._watch(net)
+
+    def _watch(self, net: Entry) -> None:
+        """Watch the entry of the network namespace, which must still be there."""
+        self.watch = watch = NamespaceWatch(net.directory, net.name)
+        if watch.warning:
+            log.warn(watch.warning)
+        if watch.looks_gone():
+            raise SetupError(f"Namespace {net.name} is gone, exiting")
 
     def take_identity(self) -> None:
         """Become who we will be, in the user namespace we will be in."""

@@ -8,6 +8,7 @@ import pwd
 import pytest
 
 from passt.kernel import identity
+from passt.kernel.errors import SetupError
 
 INITIAL = b"         0          0 4294967295\n"
 
@@ -87,9 +88,9 @@ def test_failures_name_the_id(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(22, "no")
 
     monkeypatch.setattr(os, "setresgid", refuse)
-    with pytest.raises(identity.SetupError, match=r"^Can't set GID to 4711 in userns: Invalid arg"):
+    with pytest.raises(SetupError, match=r"^Can't set GID to 4711 in userns: Invalid arg"):
         identity.switch(4711, 0, " in userns")
     monkeypatch.setattr(os, "setresgid", lambda *_ids: None)
     monkeypatch.setattr(os, "setresuid", refuse)
-    with pytest.raises(identity.SetupError, match=r"^Can't set UID to 4712: Invalid argument$"):
+    with pytest.raises(SetupError, match=r"^Can't set UID to 4712: Invalid argument$"):
         identity.switch(0, 4712)

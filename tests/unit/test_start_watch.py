@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from passt.kernel import nswatch
 from passt.kernel.errors import SetupError
 from passt.kernel.nswatch import NamespaceWatch
-from passt.kernel.target import open_netns, open_userns
+from passt.kernel.target import open_namespace
+from passt.syscalls import inotify, statfs
 
 
 @pytest.fixture
@@ -49,8 +49,8 @@ def test_other_deletion_rename_and_new_file_are_nothing(entries: Path) -> None:
 
 def test_lost_events_mean_looking(entries: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     watched = watch(entries)
-    overflow = [(-1, nswatch.inotify.IN_Q_OVERFLOW, 0, "")]
-    monkeypatch.setattr(nswatch.inotify, "read", lambda _fd: overflow)
+    overflow = [(-1, inotify.IN_Q_OVERFLOW, 0, "")]
+    monkeypatch.setattr(inotify, "read", lambda _fd: overflow)
     assert not watched.events_show_end()
     (entries / "ns").unlink()
     assert watched.events_show_end()
@@ -70,7 +70,7 @@ def test_inotify_limits_mean_a_timer(
     def refuse(*_: object) -> int:
         raise OSError(28, "inotify: no")
 
-    monkeypatch.setattr(nswatch.inotify, call, refuse)
+    monkeypatch.setattr(inotify, call, refuse)
     watched = watch(entries)
     assert watched.fd == -1
     assert watched.warning == f"inotify_{step}: No space left on device, use a timer"
@@ -83,7 +83,7 @@ def test_unknown_file_system_means_a_timer(entries: Path, monkeypatch: pytest.Mo
     def refuse(_fd: int) -> int:
         raise OSError(5, "fstatfs")
 
-    monkeypatch.setattr(nswatch.statfs, "fs_type", refuse)
+    monkeypatch.setattr(statfs, "fs_type", refuse)
     assert watch(entries).fd == -1
 
 
@@ -102,23 +102,41 @@ def test_failing_looks(
 
 
 def test_target_is_opened_in_its_directory(entries: Path) -> None:
-    fd, directory, name = open_netns(f"{entries}/ns")
-    assert name == "ns"
-    assert os.path.sameopenfile(fd, os.open(entries / "ns", os.O_RDONLY))
-    assert os.fstat(directory).st_ino == entries.stat().st_ino
+    entry = open_namespace("network", f"{entries}/ns")
+    assert entry.name == "ns"
+    assert os.path.sameopenfile(entry.fd, os.open(entries / "ns", os.O_RDONLY))
+    assert os.fstat(entry.directory).st_ino == entries.stat().st_ino
+
+
+def test_entries_of_one_directory_share_it(entries: Path) -> None:
+    """Even if the path meanwhile leads elsewhere, as that of a process id may."""
+    first = open_namespace("user", f"{entries}/other")
+    moved = entries.with_name("moved")
+    entries.rename(moved)
+    entries.mkdir()
+    second = open_namespace("network", f"{entries}/ns", first)
+    assert second.directory == first.directory
+    assert os.path.sameopenfile(second.fd, os.open(moved / "ns", os.O_RDONLY))
+    third = open_namespace("network", "/proc/self/ns/net", first)
+    assert third.directory != first.directory
+
+
+def test_paths_without_directory(entries: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(entries)
+    assert open_namespace("user", "ns").name == "ns"
+    assert open_namespace("user", "./ns").folder == "."
 
 
 def test_missing_targets(entries: Path) -> None:
     with pytest.raises(SetupError) as caught:
-        open_netns(f"{entries}/none")
+        open_namespace("network", f"{entries}/none")
     assert str(caught.value) == (
         f"Couldn't open network namespace {entries}/none: No such file or directory"
     )
     with pytest.raises(SetupError, match=r"^Couldn't open user namespace /none: No such file"):
-        open_userns("/none")
+        open_namespace("user", "/none")
 
 
 def test_fifo_does_not_block(entries: Path) -> None:
     os.mkfifo(entries / "fifo")
-    fd, _, _ = open_netns(f"{entries}/fifo")
-    os.close(fd)
+    os.close(open_namespace("network", f"{entries}/fifo").fd)
