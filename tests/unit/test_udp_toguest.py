@@ -276,6 +276,33 @@ def test_datagrams_that_reached_a_new_socket_before_connect(
     assert len(rig.flows()) == 2
 
 
+def test_stray_on_a_socket_with_a_pending_error(
+    make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guest's datagram is refused before its socket is drained."""
+    port = free_port()
+    rig = make_rig(Rule(UDP, port, port, port))
+    stranger = rig.socket(4)
+    closed = rig.closed_port(4)
+
+    class Racing(socket.socket):
+        __slots__ = ()
+
+        def connect(self, address):  # type: ignore[no-untyped-def]
+            if address[1] == closed:
+                stranger.sendto(b"stray", ("127.0.0.1", port))
+            super().connect(address)
+
+    monkeypatch.setattr("passt.userspace.udp.sockets.socket.socket", Racing)
+    rig.guest_sends(4, closed, b"refused", source_port=port)
+    rig.udp._drain_fresh()
+    packets = sorted(rig.guest_gets(2), key=lambda packet: packet.protocol)
+    assert packets[0].l4[:2] == b"\x03\x03"
+    assert packets[1].payload == b"stray"
+    assert packets[1].ports == (stranger.getsockname()[1], port)
+    rig.settle()
+
+
 def test_strays_without_a_rule_are_dropped(
     make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,8 @@ Bounds: a listening socket is served for at most :data:`LISTEN_BATCHES` batches 
 
 from __future__ import annotations
 
+from errno import EAGAIN
+
 from passt.syscalls.cmsg import gro_size, pktinfo, space
 from passt.syscalls.mmsg import RecvBatch
 from passt.syscalls.sockaddr import unpack
@@ -124,8 +126,11 @@ class ToGuest(UdpErrors):
         batch = self._batch
         for _ in range(LISTEN_BATCHES):
             count = batch.recv(fd)
-            if count <= 0:
+            if count == -EAGAIN:
                 return True
+            if count < 0:
+                # A pending error, cleared by being reported; its details are in the queue.
+                continue
             made = self._dispatch(port, listener)
             if count < BATCH and not made:
                 return True
@@ -167,8 +172,14 @@ class ToGuest(UdpErrors):
             headers = flow.headers = Headers(self._link, self._config.our_mac, flow.guest_key)
         limit = self._limit4 if len(flow.guest_key) == 12 else self._limit6
         batch = self._batch
-        lengths = batch.lengths()
         count = len(indices)
+        if count == 1:
+            i = indices[0]
+            if not batch.control(i):
+                length = batch.length(i)
+                self._send_one(headers, batch.slots[i][:length], length)
+                return
+        lengths = batch.lengths()
         if count == len(lengths):
             # All of the batch is for this flow; in a stream, it is all of one size.
             length = lengths[0]
