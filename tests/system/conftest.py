@@ -122,10 +122,10 @@ def start_pasta(topology: Topology, program: Program, user: User) -> Iterator[St
     """
     instances: list[Pasta] = []
 
-    def start(*options: str, config_net: bool = True, **more: object) -> Pasta:
-        host = more.pop("host", topology.host)
-        assert isinstance(host, Netns)
-        instance = Pasta(program, host, user, *options, config_net=config_net)
+    def start(*options: str, config_net: bool = True, resolv_conf: str = "") -> Pasta:
+        instance = Pasta(
+            program, topology.host, user, *options, config_net=config_net, resolv_conf=resolv_conf
+        )
         instances.append(instance)
         return instance
 

@@ -75,7 +75,8 @@ def peer_command(root: str, program: str = "pasta") -> list[str]:
 class Pasta:
     """A running pasta in *host*, with a namespace of its own, started by *user*.
 
-    *options* are pasta's; forwarding is off unless they ask for it. :attr:`ns` is the namespace it
+    *options* are pasta's; forwarding is off unless they ask for it. *resolv_conf* is the path of a
+    file to be seen as /etc/resolv.conf, if not the system's. :attr:`ns` is the namespace it
     serves: commands there run as the user in the user namespace (who is root there).
     """
 
@@ -88,7 +89,7 @@ class Pasta:
         user: User,
         *options: str,
         config_net: bool = True,
-        env: Mapping[str, str] | None = None,
+        resolv_conf: str = "",
     ) -> None:
         self.program = program
         self.host = host
@@ -101,11 +102,10 @@ class Pasta:
         self._messages = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by close()
         self.process = host.popen(
             [*words, "--", "sh", "-c", "echo ready; read -r line", token],
-            prefix=user.prefix,
+            prefix=[*with_resolv_conf(resolv_conf), *user.prefix],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._messages,
-            env=env,
             cwd="/",
         )
         assert self.process.stdout
@@ -190,6 +190,14 @@ def forwarding(options: Sequence[str]) -> list[str]:
         if short not in options and name not in options:
             words[:0] = [short, "none"]
     return words
+
+
+def with_resolv_conf(path: str) -> list[str]:
+    """Return the words that run the following ones with *path* bound over /etc/resolv.conf."""
+    if not path:
+        return []
+    script = 'mount --bind "$0" /etc/resolv.conf && exec "$@"'
+    return ["unshare", "--mount", "sh", "-c", script, path]
 
 
 def find_command(token: str) -> int:

@@ -73,10 +73,10 @@ def iperf3_server(ns: Netns, address: str, port: int) -> subprocess.Popen[str]:
     return process
 
 
-def iperf3(ns: Netns, address: str, port: int, *options: str, seconds: float = 1.0) -> Any:
+def iperf3(ns: Netns, address: str, port: int, *options: str, seconds: int = 1) -> Any:
     """Run an iperf3 client; return the ``end`` section of its JSON report."""
     done = ns.run(
-        ["iperf3", "-J", "-c", address, "-p", str(port), "-t", f"{seconds:g}", *options],
+        ["iperf3", "-J", "-c", address, "-p", str(port), "-t", f"{seconds}", *options],
         timeout=seconds + 30,
         check=False,
     )

@@ -1,0 +1,181 @@
+"""UDP with real programs: iperf3, dig and dnsmasq (also over TCP), netcat."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+import pytest
+
+from tests.system.conftest import StartPasta
+from tests.system.kit import topology as net
+from tests.system.kit.netns import Netns
+from tests.system.kit.pasta import Pasta
+from tests.system.kit.servers import dnsmasq, iperf3, iperf3_server
+from tests.system.kit.topology import Topology
+
+pytestmark = pytest.mark.system
+
+PORT = 5201
+FORWARD = {4: "198.51.100.53", 6: "2001:db8:1::53"}
+LONG = "x" * 240
+RECORDS = [
+    "--address=/test.example/192.0.2.99",
+    "--address=/test.example/2001:db8::99",
+    "--edns-packet-max=4096",
+    *(f"--txt-record=long.example,{number}{LONG}" for number in range(9)),
+]
+
+
+# -- dig and dnsmasq -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def name_server(remote: Netns) -> None:
+    """dnsmasq at REMOTE."""
+    dnsmasq(remote, list(net.REMOTE.values()), RECORDS)
+
+
+def dig(ns: Netns, server: str, *words: str) -> str:
+    """Return what dig prints for one try."""
+    return ns.run(["dig", "+tries=1", "+time=3", f"@{server}", *words]).stdout
+
+
+@pytest.mark.parametrize("transport", ["+notcp", "+tcp"])
+def test_dig(start_pasta: StartPasta, name_server: None, version: int, transport: str) -> None:
+    pasta = start_pasta()
+    server = net.REMOTE[version]
+    assert dig(pasta.ns, server, transport, "+short", "test.example") == "192.0.2.99\n"
+    answer = dig(pasta.ns, server, transport, "AAAA", "test.example")
+    assert "2001:db8::99" in answer
+    assert f"SERVER: {server}#53" in answer
+
+
+def test_truncated_answer_is_asked_for_by_tcp(
+    start_pasta: StartPasta, name_server: None, version: int
+) -> None:
+    pasta = start_pasta()
+    answer = dig(pasta.ns, net.REMOTE[version], "+bufsize=512", "TXT", "long.example")
+    assert answer.count(LONG) == 9
+    assert "(TCP)" in answer
+
+
+def test_large_answer_by_udp(start_pasta: StartPasta, name_server: None, version: int) -> None:
+    pasta = start_pasta()
+    words = ["+bufsize=4096", "+ignore", "TXT", "long.example"]
+    assert dig(pasta.ns, net.REMOTE[version], *words).count(LONG) == 9
+
+
+@pytest.mark.parametrize("transport", ["+notcp", "+tcp"])
+def test_dns_forward(
+    start_pasta: StartPasta, name_server: None, version: int, transport: str
+) -> None:
+    """Queries to the special address reach the real server, and seem to be answered by it."""
+    special, real = FORWARD[version], net.REMOTE[version]
+    pasta = start_pasta("--dns-forward", special, "--dns-host", real)
+    answer = dig(pasta.ns, special, transport, "test.example")
+    assert "192.0.2.99" in answer
+    assert f"SERVER: {special}#53" in answer
+    # Queries that were sent to the real server directly keep its address.
+    assert f"SERVER: {real}#53" in dig(pasta.ns, real, transport, "test.example")
+
+
+def test_dns_forward_of_port_853(start_pasta: StartPasta, remote: Netns, version: int) -> None:
+    special, real = FORWARD[version], net.REMOTE[version]
+    pasta = start_pasta("--dns-forward", special, "--dns-host", real)
+    with remote.listen(real, 853) as listener, pasta.ns.connect(special, 853):
+        assert listener.accept()[1][0] == net.HOST[version]
+
+
+def test_loopback_resolver_of_the_host(start_pasta: StartPasta, host: Netns, folder: str) -> None:
+    """A stub resolver at 127.0.0.53, as with systemd: reached as the gateway."""
+    dnsmasq(host, ["127.0.0.53"], RECORDS)
+    path = os.path.join(folder, "resolv.conf")
+    with open(path, "w") as file:
+        file.write("nameserver 127.0.0.53\n")
+    pasta = start_pasta(resolv_conf=path)
+    for transport in ("+notcp", "+tcp"):
+        assert dig(pasta.ns, net.GATEWAY[4], transport, "+short", "test.example") == "192.0.2.99\n"
+
+
+# -- iperf3 --------------------------------------------------------------------------------------
+
+
+def check_datagrams(end: dict[str, dict[str, float]], rate: float) -> None:
+    """Assert that at least *rate* bit/s and all but a few percent of the datagrams arrived."""
+    total = end["sum"]
+    assert total["packets"] > 0
+    assert total["lost_percent"] < 5, total
+    assert total["bits_per_second"] > rate * 0.8, total
+
+
+@pytest.mark.parametrize("direction", ["out", "in"])
+@pytest.mark.parametrize("length", [200, 1400, 8000])
+def test_iperf3_outbound(
+    start_pasta: StartPasta, remote: Netns, version: int, direction: str, length: int
+) -> None:
+    pasta = start_pasta()
+    iperf3_server(remote, net.REMOTE[version], PORT)
+    options = ["-u", "-b", "10M", "-l", str(length), *(["-R"] if direction == "in" else [])]
+    check_datagrams(iperf3(pasta.ns, net.REMOTE[version], PORT, *options), 10e6)
+
+
+@pytest.mark.parametrize("client", ["remote", "host"])
+def test_iperf3_inbound(
+    start_pasta: StartPasta, topology: Topology, version: int, client: str
+) -> None:
+    pasta = start_pasta("-t", str(PORT), "-u", str(PORT))
+    iperf3_server(pasta.ns, net.HOST[version], PORT)
+    ns, target = {
+        "remote": (topology.remote, net.HOST[version]),
+        "host": (topology.host, net.LOOPBACK[version]),
+    }[client]
+    for options in ([], ["-R"]):
+        if options:
+            iperf3_server(pasta.ns, net.HOST[version], PORT)
+        end = iperf3(ns, target, PORT, "-u", "-b", "10M", "-l", "1400", *options)
+        check_datagrams(end, 10e6)
+
+
+# -- netcat --------------------------------------------------------------------------------------
+
+
+def test_netcat(start_pasta: StartPasta, remote: Netns, version: int) -> None:
+    pasta = start_pasta()
+    listener = remote.popen(
+        ["nc", f"-{version}", "-u", "-l", "-p", "7002", "-s", net.REMOTE[version]],
+        stdout=subprocess.PIPE,
+        stdin=subprocess.PIPE,
+    )
+    remote.wait_listening(7002, "udp")
+    client = pasta.ns.popen(
+        ["nc", f"-{version}", "-u", net.REMOTE[version], "7002"],
+        stdout=subprocess.PIPE,
+        stdin=subprocess.PIPE,
+    )
+    assert listener.stdin and listener.stdout and client.stdin and client.stdout
+    client.stdin.write("there\n")
+    client.stdin.flush()
+    assert listener.stdout.readline() == "there\n"
+    listener.stdin.write("and back\n")
+    listener.stdin.flush()
+    assert client.stdout.readline() == "and back\n"
+
+
+def test_netcat_to_closed_port(start_pasta: StartPasta, version: int) -> None:
+    """The second write meets the refusal of the first."""
+    pasta: Pasta = start_pasta()
+    client = pasta.ns.popen(
+        ["socat", "-t5", "-", f"UDP{version}:{_bracketed(net.REMOTE[version])}:9"],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert client.stdin and client.stderr
+    client.stdin.write("x")
+    client.stdin.flush()
+    assert client.wait(5) == 1
+    assert "Connection refused" in client.stderr.read()
+
+
+def _bracketed(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
