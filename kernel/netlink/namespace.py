@@ -6,9 +6,7 @@ The order matters.  The MTU comes before the link goes up, and with IPv6 the lin
 flagged as one without address resolution (NOARP): on such a link the kernel takes its link-local
 address without duplicate address detection, which would keep it unusable for a second or two.
 That address is then taken out and put back as one that needs no detection, so that it is usable
-at once, the flag goes, and everything after is ordinary.  A persistent tap that was up before we
-attached gets its address only when the kernel's work queue notices the carrier; that is waited
-for, briefly, since some namespaces are told to make no such addresses.
+at once, the flag goes, and everything after is ordinary.
 
 Addresses come before routes, because gateways must be on a known subnet.  Routes may depend on
 each other in any order (a gateway reached through another route), so those refused for lack of a
@@ -26,12 +24,11 @@ Sources: rtnetlink(7), ip-sysctl; `man pasta`, --config-net.
 
 from __future__ import annotations
 
-import time
 from errno import EACCES, EAFNOSUPPORT, EEXIST, EHOSTUNREACH, ENETUNREACH, EOPNOTSUPP
 
 from passt.kernel.netlink import messages, uapi
 from passt.kernel.netlink.attributes import FormError
-from passt.kernel.netlink.records import read_addresses, read_link, read_routes
+from passt.kernel.netlink.records import read_addresses, read_routes
 from passt.kernel.netlink.retarget import connected_key, retarget_address, retarget_route
 from passt.kernel.netlink.route_socket import NetlinkError
 from passt.kernel.netlink.template import DEBUG, INFO, WARNING, copied_addresses, is_link_local
@@ -46,8 +43,6 @@ LOOPBACK_INDEX = 1
 _NAMES = {uapi.AF_INET: "IPv4", uapi.AF_INET6: "IPv6"}
 _UNSUPPORTED = (EACCES, EAFNOSUPPORT, EOPNOTSUPP)
 _NO_WAY_YET = (ENETUNREACH, EHOSTUNREACH)
-_LINK_LOCAL_TRIES = 50
-_LINK_LOCAL_PAUSE_SECONDS = 0.002
 _ADD = uapi.NLM_F_CREATE | uapi.NLM_F_REPLACE
 # Appending keeps the host's order among routes with the same destination and metric.
 _ADD_ROUTE = uapi.NLM_F_CREATE | uapi.NLM_F_APPEND
@@ -127,10 +122,9 @@ def configure(
     own = None
     try:
         if ipv6:
-            was_up = read_link(sock, index).flags & uapi.IFF_UP
             up = uapi.IFF_UP | uapi.IFF_NOARP
             sock.request(uapi.RTM_NEWLINK, 0, messages.link(index, up, up))
-            own = _settle_link_local(sock, index, _LINK_LOCAL_TRIES if was_up else 1)
+            own = _settle_link_local(sock, index)
             sock.request(uapi.RTM_NEWLINK, 0, messages.link(index, 0, uapi.IFF_NOARP))
         else:
             sock.request(uapi.RTM_NEWLINK, 0, messages.link(index, uapi.IFF_UP, uapi.IFF_UP))
@@ -154,18 +148,9 @@ def _explain(error: NetlinkError, what: str) -> NetlinkError:
     return NetlinkError(error.errno, f"{what}: {error.strerror}")
 
 
-def _settle_link_local(sock: RouteSocket, index: int, tries: int) -> bytes | None:
+def _settle_link_local(sock: RouteSocket, index: int) -> bytes | None:
     """Make the kernel's link-local address usable at once; returns it, None if there is none."""
-    for attempt in range(tries):
-        if attempt:
-            time.sleep(_LINK_LOCAL_PAUSE_SECONDS)
-        found = [
-            address
-            for address in read_addresses(sock, uapi.AF_INET6, index)
-            if is_link_local(address.local)
-        ]
-        if found:
-            break
+    found = [a for a in read_addresses(sock, uapi.AF_INET6, index) if is_link_local(a.local)]
     for address in found:
         if not address.flags & uapi.IFA_F_NODAD:
             # In place, the flag would be set but the address stay tentative for a while.

@@ -36,13 +36,12 @@ ROUTE_PROTOCOL, ROUTE_SCOPE, ROUTE_TYPE, ROUTE_FLAGS = 5, 6, 7, 8
 
 
 class Link:
-    """An interface: index, name, IFF_ flags, hardware address (empty if it has none)."""
+    """An interface: index, name, hardware address (empty if it has none)."""
 
-    __slots__ = ("flags", "index", "mac", "name")
+    __slots__ = ("index", "mac", "name")
 
-    def __init__(self, index: int, flags: int, name: str, mac: bytes) -> None:
+    def __init__(self, index: int, name: str, mac: bytes) -> None:
         self.index = index
-        self.flags = flags
         self.name = name
         self.mac = mac
 
@@ -97,8 +96,7 @@ def parse_link(body: bytes) -> Link:
         raise FormError("short link message")
     found = parse(body, LINK_HEADER.size)
     name = found.get(uapi.IFLA_IFNAME, b"").rstrip(b"\0").decode("utf-8", "surrogateescape")
-    _, _, index, flags, _ = LINK_HEADER.unpack_from(body)
-    return Link(index, flags, name, found.get(uapi.IFLA_ADDRESS, b""))
+    return Link(LINK_HEADER.unpack_from(body)[2], name, found.get(uapi.IFLA_ADDRESS, b""))
 
 
 def parse_address(body: bytes) -> Address:
