@@ -7,7 +7,7 @@ import socket
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scapy.layers.inet import ICMP, IP, IPerror, UDPerror
+from scapy.layers.inet import ICMP, IP, IPerror, TCPerror, UDPerror
 from scapy.layers.inet6 import (
     ICMPv6DestUnreach,
     ICMPv6EchoReply,
@@ -23,7 +23,13 @@ from scapy.packet import Packet
 
 from passt.userspace.wire import drops, icmp
 from passt.userspace.wire.checksum import checksum, fold, pseudo_sum, raw_sum
-from passt.userspace.wire.icmp_error import MAX_QUOTE6, udp_error4, udp_error6
+from passt.userspace.wire.icmp_error import (
+    MAX_QUOTE6,
+    syn_error4,
+    syn_error6,
+    udp_error4,
+    udp_error6,
+)
 
 GUEST_MAC = b"\2\0\0\0\0\1"
 OUR_MAC = bytes.fromhex("9a559a559a55")
@@ -199,3 +205,29 @@ def test_type_code_and_second_word_of_ipv6(
 def test_payload_may_be_a_view() -> None:
     assert error4(3, 3, payload=memoryview(b"query")) == error4(3, 3)  # type: ignore[arg-type]
     assert error6(1, 4, payload=memoryview(b"query")) == error6(1, 4)  # type: ignore[arg-type]
+
+
+def test_syn_quoted_in_ipv4() -> None:
+    frame = syn_error4(GUEST_MAC, OUR_MAC, ROUTER4, (GUEST4, 1000), (PEER4, 80), 3, 13, 0xFEDCBA98)
+    assert_checksums(frame)
+    packet = Ether(frame)
+    assert (frame[34], frame[35], len(frame)) == (3, 13, 14 + 20 + 8 + 20 + 20)
+    assert packet[IPerror].len == 40
+    quoted = packet[TCPerror]
+    assert (quoted.sport, quoted.dport, quoted.seq, quoted.ack) == (1000, 80, 0xFEDCBA98, 0)
+    assert (quoted.dataofs, str(quoted.flags)) == (5, "S")
+
+
+def test_syn_quoted_in_ipv6() -> None:
+    frame = syn_error6(GUEST_MAC, OUR_MAC, ROUTER6, (GUEST6, 1000), (PEER6, 80), 1, 1, 0xFEDCBA98)
+    assert_checksums(frame)
+    packet = Ether(frame)
+    assert (frame[54], frame[55], len(frame)) == (1, 1, 14 + 40 + 8 + 40 + 20)
+    assert packet[IPerror6].plen == 20
+    quoted = packet[TCPerror]
+    assert (quoted.sport, quoted.dport, quoted.seq, str(quoted.flags)) == (
+        1000,
+        80,
+        0xFEDCBA98,
+        "S",
+    )

@@ -1,4 +1,4 @@
-"""ICMP errors about UDP datagrams of the guest (RFC 792, RFC 4443, RFC 1812 4.3.2.3).
+"""ICMP errors about packets of the guest (RFC 792, RFC 4443, RFC 1812 4.3.2.3).
 
 The host's kernel received the error and hands over type, code, and MTU, plus the datagram's
 payload as far as it was quoted.  What the guest gets is built anew, since addresses, and
@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import struct
 
-from passt.userspace.wire import Octets, icmp, ipv4, ipv6, udp
+from passt.userspace.wire import Octets, icmp, ipv4, ipv6, tcp, udp
 from passt.userspace.wire.checksum import pseudo_sum
 
 #: Type, code, checksum, the rest of the header.
@@ -90,3 +90,45 @@ def udp_error6(
     message += udp.header(guest[1], peer[1], quote, pseudo)
     message += quote
     return icmp.frame6(dst_mac, src_mac, offender, guest[0], message)
+
+
+def syn_error4(
+    dst_mac: bytes,
+    src_mac: bytes,
+    offender: bytes,
+    guest: tuple[bytes, int],
+    peer: tuple[bytes, int],
+    kind: int,
+    code: int,
+    seq: int,
+) -> bytes:
+    """The frame of an ICMP error from ``offender`` about a SYN with sequence number ``seq``.
+
+    Otherwise as :func:`udp_error4`.
+    """
+    message = bytearray(_HEADER.pack(kind, code, 0, 0))
+    message += ipv4.header(guest[0], peer[0], tcp.IPPROTO_TCP, tcp.HEADER_LEN)
+    message += _syn(guest[1], peer[1], seq)
+    return icmp.frame4(dst_mac, src_mac, offender, guest[0], message)
+
+
+def syn_error6(
+    dst_mac: bytes,
+    src_mac: bytes,
+    offender: bytes,
+    guest: tuple[bytes, int],
+    peer: tuple[bytes, int],
+    kind: int,
+    code: int,
+    seq: int,
+) -> bytes:
+    """The frame of an ICMPv6 error, as :func:`syn_error4`."""
+    message = bytearray(_HEADER.pack(kind, code, 0, 0))
+    message += ipv6.header(guest[0], peer[0], tcp.IPPROTO_TCP, tcp.HEADER_LEN)
+    message += _syn(guest[1], peer[1], seq)
+    return icmp.frame6(dst_mac, src_mac, offender, guest[0], message)
+
+
+def _syn(sport: int, dport: int, seq: int) -> bytes:
+    """The fixed header of a SYN."""
+    return tcp.HEADER.pack(sport, dport, seq, 0, tcp.HEADER_LEN << 2, tcp.SYN, 0, 0, 0)
