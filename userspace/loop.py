@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 
 EPOLLIN = select.EPOLLIN
+EPOLLPRI = select.EPOLLPRI
 EPOLLOUT = select.EPOLLOUT
 EPOLLERR = select.EPOLLERR
 EPOLLHUP = select.EPOLLHUP
@@ -62,6 +63,7 @@ class Loop:
 
     __slots__ = (
         "_again",
+        "_clock",
         "_closing",
         "_deferred",
         "_epoll",
@@ -73,7 +75,9 @@ class Loop:
         "now",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        """``clock`` tells monotonic seconds."""
+        self._clock = clock
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[int], None]] = {}
         self._deferred: list[Callable[[], None]] = []
@@ -85,7 +89,7 @@ class Loop:
         #: Called once at the end of each round, in order of registration.
         self._idle_work: list[Callable[[], None]] = []
         #: Monotonic seconds at the start of this round.
-        self.now = monotonic()
+        self.now = clock()
 
     def fileno(self) -> int:
         """Descriptor of the epoll instance."""
@@ -151,14 +155,14 @@ class Loop:
         if self._again:
             timeout = 0.0
         elif timers:
-            timeout = timers[0][0] - monotonic()
+            timeout = timers[0][0] - self._clock()
             if timeout < 0.0:
                 timeout = 0.0
             if 0.0 <= longest < timeout:
                 timeout = longest
         handlers = self._handlers
         ready = self._epoll.poll(timeout, MAX_EVENTS)
-        self.now = now = monotonic()
+        self.now = now = self._clock()
         if self._again:
             waiting = self._again
             self._again = []

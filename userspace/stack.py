@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from passt.userspace.link.base import Link
     from passt.userspace.tcp.tcp import Tcp
     from passt.userspace.udp import Udp
+    from passt.userspace.udp.flow import UdpFlow
 
 _ETHERNET = 14
 _ARP = 0x0806
@@ -73,6 +74,9 @@ class Stack:
         self._flows4 = tcp.ctx.flows4 if tcp and config.v4.enabled else {}
         self._flows6 = tcp.ctx.flows6 if tcp and config.v6.enabled else {}
         v4, v6 = config.v4, config.v6
+        #: UDP flows of both versions, for packets without options or extension headers.
+        self._datagrams: dict[bytes, UdpFlow] = udp.flows if udp else {}
+        self._datagram = udp.datagram if udp else _no_datagram
         self._arp = ArpService(config.our_mac, v4.gateway, v4.addr)
         self._ndp: NdpService | None = None
         if v6.enabled and v6.our_ll is not None:
@@ -109,6 +113,15 @@ class Stack:
                                 self._nat.observe4(flow.guest_addr)
                             flow.segment(buf, seq, ack, flags, window, l4 + 20, start, stop)
                             return False
+                elif protocol == _UDP and version == 0x45 and not fragment & 0xBFFF:
+                    datagrams = self._datagrams.get(key)
+                    if datagrams is not None:
+                        start = off + 42
+                        stop = off + _ETHERNET + total
+                        if start <= stop <= end:
+                            if datagrams.guest_addr != self._nat.observed4:
+                                self._nat.observe4(datagrams.guest_addr)
+                            return self._datagram(datagrams, buf, start, stop, buf[off + 22])
                 return self._input4(buf, off, end)
             if ethertype == _IPV6:
                 if size >= _FAST6_MIN:
@@ -125,6 +138,12 @@ class Stack:
                                     self._nat.observe6(flow.guest_addr)
                                 flow.segment(buf, seq, ack, flags, window, l4 + 20, start, end)
                                 return False
+                    elif protocol == _UDP and version & 0xF0 == 0x60:
+                        datagrams = self._datagrams.get(key)
+                        if datagrams is not None and total == end - off - 54:
+                            if datagrams.guest_addr != self._nat.observed6:
+                                self._nat.observe6(datagrams.guest_addr)
+                            return self._datagram(datagrams, buf, off + 62, end, buf[off + 21])
                 return self._input6(buf, off, end)
             return self._other(buf, off, end, ethertype)
         if size < _ETHERNET:
@@ -162,8 +181,6 @@ class Stack:
         """The guest uses another link-layer address than before."""
         log.limited("guest-mac", log.INFO, "New guest MAC address observed: %s", format_mac(mac))
         self._link.guest_mac = mac
-        if self._tcp is not None:
-            self._tcp.ethernet_changed()
 
     def _other(self, buf: memoryview, off: int, end: int, ethertype: int) -> bool:
         if ethertype == _ARP and self._config.v4.enabled:
@@ -229,3 +246,8 @@ class Stack:
             )  # fmt: skip
         elif log.debug_on:
             log.limited(f"drop{reason}", log.DEBUG, "Dropped from guest: %s", drops.NAMES[reason])
+
+
+def _no_datagram(_flow: UdpFlow, _buf: memoryview, _start: int, _end: int, _ttl: int) -> bool:
+    """Stands for the UDP translator where there is none: no flow leads here."""
+    return False

@@ -24,6 +24,7 @@ from passt.userspace.tcp.const import (
     DEFAULT_MSS,
     INITIAL_RTO,
     INITIAL_WINDOW,
+    MAX_WINDOW,
     RECHECK_MIN,
     RST,
     STATE_NAMES,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from passt.userspace.loop import Timer
     from passt.userspace.tcp.context import Context
+    from passt.userspace.tcp.reassembly import Reassembly
     from passt.userspace.tcp.segments import Template
 
 _NEVER = float("inf")
@@ -57,7 +59,9 @@ class FlowBase(Flow):
         "active",
         "ctx",
         "cwnd",
+        "drain",
         "dup_acks",
+        "enough",
         "eof",
         "fd",
         "fin_acked",
@@ -70,7 +74,10 @@ class FlowBase(Flow):
         "guest_window",
         "head",
         "inbound",
+        "keeps_alive",
         "key",
+        "lazy_discards",
+        "low_water",
         "our_addr",
         "our_port",
         "our_scale",
@@ -103,6 +110,7 @@ class FlowBase(Flow):
         "told_field",
         "touched",
         "unacked",
+        "watching",
         "window_field",
         "wl1",
     )
@@ -146,10 +154,15 @@ class FlowBase(Flow):
         self.guest_scale = 0
         self.guest_mss = DEFAULT_MSS
         self.sack_ok = False
+        #: How often discarding acknowledged data may be put off.
+        self.lazy_discards = 0
         #: The socket may have more data, or an end of file, for us.
         self.readable = False
-        #: The socket reported that the peer finished: look for the end of file.
+        #: The peer finished: look for the end of file.
         self.eof = False
+        #: A short read does not mean that the queue is empty: an end of file or, as reads
+        #: stop in front of it, urgent data may follow.
+        self.drain = False
         #: Sequence of our FIN, once the end of file was read; −1 before.
         self.fin_seq = -1
         self.fin_acked = False
@@ -159,10 +172,10 @@ class FlowBase(Flow):
         #: While recovering: everything below was sent before the loss was noticed.
         self.recover = 0
         self.retransmit_next = 0
-        #: Bytes that may be in flight after a time-out, growing with each ACK; else endless.
-        self.cwnd = _NEVER
+        #: Bytes that may be in flight, fewer than the maximum only after a time-out.
+        self.cwnd = MAX_WINDOW
         #: What the guest selectively acknowledged: disjoint, ascending (start, end).
-        self.sacked: list[tuple[int, int]] = []
+        self.sacked: tuple[tuple[int, int], ...] = ()
         self.rto = INITIAL_RTO
         self.retries = 0
         self.syn_retried = False
@@ -177,6 +190,11 @@ class FlowBase(Flow):
         self.told_field = 0
         #: Right edge of the window that the guest was offered.
         self.rcv_edge = 0
+        #: With less than this of the window left it is time to look at it again.
+        self.low_water = 0
+        #: Below this a sender that avoids silly windows may wait for more: its segment, or
+        #: half of the largest window that it was offered (RFC 9293, 3.8.6.2.1).
+        self.enough = 1
         self.our_scale = 0
         #: The guest offered window scaling.
         self.scaling = False
@@ -194,13 +212,17 @@ class FlowBase(Flow):
         self.segment_size = DEFAULT_MSS
         #: In order but not taken by the socket yet.
         self.tail = bytearray()
-        #: Beyond a gap: ascending (start, data), may overlap.
-        self.out_of_order: list[tuple[int, bytes]] = []
+        #: What lies beyond gaps, once there was one.
+        self.out_of_order: Reassembly | None = None
         #: Sequence of the guest's FIN once seen, −1 before.
         self.fin_at = -1
         #: That FIN was passed on: the socket is shut for writing.
         self.shut = False
         self.peer_local = False
+        #: The kernel was asked to report when the full socket has room again.
+        self.watching = False
+        #: The guest sends keep-alives, so our socket does, too.
+        self.keeps_alive = False
 
         self.touched = False
         #: A segment came from the guest since the last keep-alive scan …
@@ -282,12 +304,21 @@ class FlowBase(Flow):
 
     def send_control(self, flags: int, options: bytes = b"") -> bool:
         """Send a segment without payload that carries the current acknowledgement."""
-        self.ack_deadline = _NEVER
-        self.unacked = 0
-        self.ack_now = False
+        self.carried()
+        return self.template.control(self.snd_nxt, self.ack, flags, self.window_field, options)
+
+    def carried(self) -> None:
+        """A segment with the current ``ack`` and ``window_field`` goes to the guest.
+
+        The timer is disarmed if nothing is left to tell: neither a peer that lags behind nor
+        a window too small for the guest to use.
+        """
         self.told_ack = self.ack
         self.told_field = self.window_field
-        return self.template.control(self.snd_nxt, self.ack, flags, self.window_field, options)
+        self.unacked = 0
+        self.ack_now = False
+        if self.ack == self.rcv_nxt and self.rcv_edge - self.rcv_nxt >= self.enough:
+            self.ack_deadline = _NEVER
 
     def touch(self) -> None:
         """Have :meth:`settle` called when the current batch of frames ends."""
@@ -330,4 +361,4 @@ class FlowBase(Flow):
         self._ack_timer = self._rto_timer = None
         self.ctx.loop.close(self.sock, self.fd)
         self.tail.clear()
-        self.out_of_order.clear()
+        self.out_of_order = None

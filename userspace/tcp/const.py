@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from passt.userspace.loop import EPOLLET, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
+
 # Flags of the TCP header (RFC 9293, 3.1).
 FIN = 0x01
 SYN = 0x02
@@ -31,12 +33,14 @@ RTO_AFTER_SYN_RETRY = 3.0
 ACK_DELAY = 0.010
 #: Bounds of the timer that looks again at a closed window or at the peer's progress.
 RECHECK_MIN = 0.001
-RECHECK_MAX = 0.064
+RECHECK_MAX = 0.256
 
 #: Without a segment from the guest for this long a keep-alive is sent to it …
 KEEPALIVE_INTERVAL = 30.0
 #: … and without any event from either side for this long the connection is reset.
 INACTIVITY_INTERVAL = 7200.0
+#: Flows looked at per round in such a scan.
+SCAN_BATCH = 512
 
 #: A peer with a smaller round trip time than this many µs is on this machine.
 LOW_RTT_US = 10
@@ -46,15 +50,19 @@ BULK_FACTOR = 20
 #: Of a tap queue of 1000 frames, what uploads may fill together.
 TAP_QUEUE_FRAMES = 700
 
-#: Acknowledged bytes that may stay in the socket's queue: too few to hold the peer back, and
-#: a system call less for each small exchange.
+#: Acknowledged bytes that may stay in the socket's queue, and for how many small exchanges: a
+#: system call less in each.  Only with receive buffers so large that the peer does not notice.
 LAZY_DISCARD = 4096
+LAZY_DISCARDS = 8
+LAZY_DISCARD_RCVBUF = 65536
+
+#: Seconds over which flows that the guest sends on are counted.
+UPLOAD_COUNT_INTERVAL = 1.0
 
 #: Superframes sent to the guest per flow and wake-up.
 PUMP_FRAMES = 16
 
-#: Out-of-order segments kept per flow, and bytes of them over all flows.
-MAX_OUT_OF_ORDER = 4096
+#: Bytes kept beyond gaps over all flows; each flow's are bounded by its window.
 MAX_HELD_BYTES = 64 << 20
 
 LISTEN_BACKLOG = 128
@@ -62,6 +70,9 @@ LISTEN_BACKLOG = 128
 ACCEPT_BATCH = 16
 #: A listener that cannot be served (table or descriptors full) rests this long.
 ACCEPT_PAUSE = 0.1
+
+#: What a flow's socket is watched for, all the time.
+FLOW_EVENTS = EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDHUP | EPOLLET
 
 # States of a flow.
 CONNECTING = 0  # guest's SYN received, socket connecting

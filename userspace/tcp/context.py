@@ -9,12 +9,12 @@ from passt.syscalls import tcpinfo
 from passt.syscalls.sockopt import probe_large_sndbuf, probe_peek_off
 from passt.userspace import log
 from passt.userspace.tcp.const import (
-    CONNECTING,
-    INITIAL_RTO,
+    LAZY_DISCARD,
+    LAZY_DISCARD_RCVBUF,
     MAX_RETRIES,
     MAX_WINDOW,
-    RTO_AFTER_SYN_RETRY,
     TAP_QUEUE_FRAMES,
+    UPLOAD_COUNT_INTERVAL,
 )
 from passt.userspace.tcp.isn import initial_sequence
 from passt.userspace.tcp.segments import Template
@@ -38,7 +38,15 @@ _PAGE = 4096
 class Features:
     """What the kernel offers to TCP sockets, found out once."""
 
-    __slots__ = ("bytes_acked", "delivery_rate", "large_sndbuf", "min_rtt", "peek_off", "snd_wnd")
+    __slots__ = (
+        "bytes_acked",
+        "delivery_rate",
+        "large_sndbuf",
+        "lazy_discard",
+        "min_rtt",
+        "peek_off",
+        "snd_wnd",
+    )
 
     def __init__(self, *, v4: bool, v6: bool) -> None:
         families = [socket.AF_INET] * v4 + [socket.AF_INET6] * v6
@@ -50,6 +58,10 @@ class Features:
         self.min_rtt = fields.min_rtt
         self.snd_wnd = fields.snd_wnd
         self.large_sndbuf = probe_large_sndbuf()
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+            rcvbuf = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        #: Acknowledged bytes that may stay in a receive queue.
+        self.lazy_discard = LAZY_DISCARD if rcvbuf >= LAZY_DISCARD_RCVBUF else 0
 
 
 class Context:
@@ -81,17 +93,18 @@ class Context:
         self.void = memoryview(mmap.mmap(-1, MAX_WINDOW + 65536))
         #: Out-of-order bytes kept over all flows.
         self.held = 0
-        #: Flows that the guest is sending data on, as of the last count: they share its queue.
+        #: How many flows the guest sends bulk data on: they share its transmit queue.
         self.uploads = 1
+        #: Those among them since the last count.
+        self.uploading: set[FlowBase] = set()
+        self._counting = False
         self.retransmissions = 0
         #: Called after a flow entered the table.
         self.on_opened: Callable[[], None] = _nothing
-        #: Reports to the guest that a destination cannot be reached: (flow, errno).
-        self.report_unreachable: Callable[[FlowBase, int], None] | None = None
         linear = _sysctl("tcp_syn_linear_timeouts", 4)
-        #: Handshake segments sent at one-second intervals, and altogether.
+        #: Handshake segments repeated at one-second intervals, and altogether.
         self._syn_linear = min(linear, 127)
-        self.syn_tries = min(MAX_RETRIES, min(_sysctl("tcp_syn_retries", 6), 127) + linear)
+        self.syn_retries = min(MAX_RETRIES, min(_sysctl("tcp_syn_retries", 6), 127) + linear)
         #: Cap of retransmission time-outs, in seconds.
         self.rto_max = float(-(-_sysctl("tcp_rto_max_ms", 120000) // 1000))
 
@@ -103,18 +116,9 @@ class Context:
         """Seconds to wait for an answer to a handshake segment sent ``retries`` times before."""
         return min(float(1 << max(retries - self._syn_linear, 0)), self.rto_max)
 
-    def data_rto(self, flow: FlowBase) -> float:
-        """Initial retransmission time-out for data, in seconds."""
-        return RTO_AFTER_SYN_RETRY if flow.syn_retried else INITIAL_RTO
-
     def peer_scale(self, sock: socket.socket) -> int:
         """The window scale that the peer of a connected socket announced."""
         return tcpinfo.split_scales(tcpinfo.read(sock)[2])[0]
-
-    def unreachable(self, flow: FlowBase, number: int) -> None:
-        """Tell the guest by ICMP why its connection attempt failed, where there is a way."""
-        if flow.state == CONNECTING and self.report_unreachable is not None:
-            self.report_unreachable(flow, number)
 
     def template(self, flow: FlowBase) -> Template:
         """Frame template of ``flow``; its IPv6 label is stable and never 0."""
@@ -147,6 +151,23 @@ class Context:
         """Bytes that one flow may have in the guest's transmit queue."""
         return max(2 * mss, TAP_QUEUE_FRAMES * mss // self.uploads)
 
+    def uploads_on(self, flow: FlowBase) -> None:
+        """The guest sends bulk data on ``flow``, now counted among those who share its queue."""
+        self.uploading.add(flow)
+        self.uploads = max(self.uploads, len(self.uploading))
+        if not self._counting:
+            self._counting = True
+            self.loop.call_at(self.loop.now + UPLOAD_COUNT_INTERVAL, self._count_uploads)
+
+    def _count_uploads(self) -> None:
+        """Count anew once per interval, as long as there is something to count."""
+        count = len(self.uploading)
+        self.uploads = max(count, 1)
+        self.uploading.clear()
+        self._counting = count > 0
+        if self._counting:
+            self.loop.call_at(self.loop.now + UPLOAD_COUNT_INTERVAL, self._count_uploads)
+
     def add(self, flow: TcpFlow) -> bool:
         """Enter ``flow`` into table and lookup; False if the table is full."""
         if not self.table.add(flow):
@@ -163,7 +184,9 @@ class Context:
         flows = self.flows4 if len(flow.our_addr) == 4 else self.flows6
         if flows.get(flow.key) is flow:
             del flows[flow.key]
-        self.held -= sum(len(data) for _, data in flow.out_of_order)
+        if flow.out_of_order is not None:
+            self.held -= flow.out_of_order.size
+        self.uploading.discard(flow)
         self.table.remove(flow)
 
 

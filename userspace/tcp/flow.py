@@ -23,7 +23,15 @@ import errno
 import os
 import socket
 
-from passt.userspace.loop import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
+from passt.userspace.loop import (
+    EPOLLERR,
+    EPOLLHUP,
+    EPOLLIN,
+    EPOLLOUT,
+    EPOLLPRI,
+    EPOLLRDHUP,
+)
+from passt.userspace.tcp import unreachable
 from passt.userspace.tcp.const import (
     ACK,
     CLOSED,
@@ -31,12 +39,14 @@ from passt.userspace.tcp.const import (
     DEFAULT_MSS,
     ESTABLISHED,
     FIN,
-    LAZY_DISCARD,
+    INITIAL_RTO,
+    LAZY_DISCARDS,
     MASK,
     MAX_RETRIES,
     MAX_SCALE,
     MIN_MSS,
     RST,
+    RTO_AFTER_SYN_RETRY,
     SYN,
     SYN_RCVD,
     SYN_SENT,
@@ -127,8 +137,10 @@ class TcpFlow(FromGuest):
         self.state = ESTABLISHED
         self.syn_retried = self.retries > 0
         self.retries = 0
-        self.rto = self.ctx.data_rto(self)
+        self.rto = RTO_AFTER_SYN_RETRY if self.syn_retried else INITIAL_RTO
         self.disarm_rto()
+        # What a SYN said was not scaled; from now on the field is.
+        self.window_field = self._field(self.ack, self.rcv_edge)
         self._seek(self.head)
         self.readable = True
         self.touch()
@@ -158,7 +170,7 @@ class TcpFlow(FromGuest):
             return
         before = (seq - self.rcv_nxt) & MASK >= 0x80000000
         if before and end - start <= 1 and not flags & FIN:
-            self._keepalive(window)
+            self._keepalive(seq, ack, window)
         advance = (ack - self.snd_una) & MASK
         outstanding = self.snd_max - self.snd_una
         if advance > outstanding:
@@ -168,12 +180,14 @@ class TcpFlow(FromGuest):
                 self.touch()
                 return
         else:
-            if start - options:
+            if start != options:
                 self._sack(buf, options, start)
-            same_window = window << self.guest_scale == self.guest_window
-            if (seq - self.wl1) & MASK < 0x80000000 or advance:
+            offered = window << self.guest_scale
+            same_window = offered == self.guest_window
+            if advance or (seq - self.wl1) & MASK < 0x80000000:
                 self.wl1 = seq
-                self.guest_window = window << self.guest_scale
+                if not same_window:
+                    self._window(offered)
             if advance:
                 self.progress(advance, self.ctx.loop.now)
                 self.touch()
@@ -182,15 +196,24 @@ class TcpFlow(FromGuest):
                     self._window_closed()
                 elif end == start and same_window and not flags & FIN and not before:
                     self.duplicate()
-            if not same_window:
-                self.touch()
+            if self.state != ESTABLISHED:
+                return
         if end > start or flags & FIN:
-            self.payload(buf, seq, start, end, fin=bool(flags & FIN))
+            self.payload(buf, seq, start, end, flags & FIN)
 
     def _sack(self, buf: memoryview, options: int, end: int) -> None:
         blocks = parse_options(buf, options, end).sack
         if blocks and self.sack_ok:
             self.selective(blocks)
+
+    def _window(self, offered: int) -> None:
+        """The guest offers another window than before: there may be something to send."""
+        if not self.guest_window:
+            # What was a probe's interval is none for data.
+            self.rto = RTO_AFTER_SYN_RETRY if self.syn_retried else INITIAL_RTO
+            self.rto_deadline = _NEVER
+        self.guest_window = offered
+        self.touch()
 
     def _window_closed(self) -> None:
         """The guest closed its window on data in flight: they were not taken, probe later."""
@@ -200,22 +223,32 @@ class TcpFlow(FromGuest):
             if self.rto_deadline == _NEVER:
                 self.arm_rto()
 
-    def _keepalive(self, window: int) -> None:
-        """A segment with an old sequence number and next to nothing in it asks for an ACK."""
+    def _keepalive(self, seq: int, ack: int, window: int) -> None:
+        """A segment with an old sequence number and next to nothing in it asks for an ACK.
+
+        One in front of what we expect is a keep-alive (RFC 9293, 3.8.4), whose window counts:
+        it may be the only one to tell of it.
+        """
         self.ack_now = True
-        self.guest_window = window << self.guest_scale
-        try:
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        except OSError:
-            # Reset meanwhile; the event will say so.
-            pass
         self.touch()
+        if (seq + 1 - self.rcv_nxt) & MASK or (ack - self.snd_una) & MASK:
+            return
+        offered = window << self.guest_scale
+        if offered != self.guest_window:
+            self._window(offered)
+        if not self.keeps_alive:
+            self.keeps_alive = True
+            try:
+                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            except OSError:
+                # Reset meanwhile; the event will say so.
+                pass
 
     def _exception(self, seq: int, flags: int) -> None:
         """RST or SYN on an established connection (RFC 9293, 3.10.7.4; RFC 5961)."""
         if flags & RST:
-            # From what we acknowledged to the end of what we offered.
-            if (seq - self.ack) & MASK <= max(self.rcv_edge, self.rcv_nxt) - self.ack:
+            # From what the guest knows to be acknowledged to the end of what it was offered.
+            if (seq - self.told_ack) & MASK <= max(self.rcv_edge, self.rcv_nxt) - self.told_ack:
                 self.abort("reset by guest")
             return
         # A restarted guest answers this with a reset, and then tries again.
@@ -270,7 +303,7 @@ class TcpFlow(FromGuest):
             self.refresh()
             self.send_ack()
             if end > start or flags & FIN:
-                self.payload(buf, seq, start, end, fin=bool(flags & FIN))
+                self.payload(buf, seq, start, end, flags & FIN)
 
     def _accepted_by_guest(
         self, buf: memoryview, seq: int, window: int, options: int, start: int
@@ -295,18 +328,19 @@ class TcpFlow(FromGuest):
         self.active = True
         if events & EPOLLERR:
             self._socket_error()
-            return
+            if self.state == CLOSED:
+                return
         if self.state != ESTABLISHED:
             self._handshake_event(events)
             return
-        if events & (EPOLLRDHUP | EPOLLHUP):
-            self.eof = True
-            self.ack_all = True
-        if events & EPOLLOUT:
-            if self.tail:
-                self.flush_tail()
-            elif self.rcv_edge - self.rcv_nxt < self.segment_size:
-                self.arm_ack(self.ctx.loop.now)
+        if events & (EPOLLRDHUP | EPOLLHUP | EPOLLPRI):
+            self.drain = True
+            if events & (EPOLLRDHUP | EPOLLHUP):
+                self.eof = self.ack_all = True
+        if events & EPOLLOUT and (self.tail or self.watching):
+            self.room_again()
+            if self.shut and self.fin_acked and self.state == ESTABLISHED:
+                self.close("finished")
         if events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP):
             self.readable = True
             self.pump()
@@ -316,7 +350,7 @@ class TcpFlow(FromGuest):
             self.reset("hang-up in handshake")
             return
         if events & EPOLLRDHUP:
-            self.eof = True
+            self.eof = self.drain = True
         if self.state == CONNECTING and events & EPOLLOUT:
             self.connected()
 
@@ -326,7 +360,8 @@ class TcpFlow(FromGuest):
         except OSError as error:
             number = error.errno or errno.EIO
         if number:
-            self.ctx.unreachable(self, number)
+            if self.state == CONNECTING:
+                unreachable.report(self, number)
             self.reset(os.strerror(number))
 
     def settle(self) -> None:
@@ -334,8 +369,7 @@ class TcpFlow(FromGuest):
         self.touched = False
         if self.state != ESTABLISHED:
             return
-        pending = self.snd_una - self.head
-        if pending and (pending >= LAZY_DISCARD or self.eof) and not self.discard():
+        if self.snd_una != self.head and not self._acknowledged():
             return
         if self.readable and not self.pump_queued:
             self.pump()
@@ -345,22 +379,45 @@ class TcpFlow(FromGuest):
         if self.shut and self.fin_acked and self.state == ESTABLISHED:
             self.close("finished")
 
+    def _acknowledged(self) -> bool:
+        """Discard what the guest acknowledged, now or later; False if the flow ended instead.
+
+        Little data may stay for a few exchanges, which saves a system call in each, if nothing
+        else is in the queue: the end of a large buffer would keep all of its memory in use,
+        and so the window towards the peer closed.
+        """
+        done = self.snd_una == self.snd_max
+        if (
+            done
+            and self.lazy_discards
+            and not self.eof
+            and self.snd_una - self.head <= self.ctx.features.lazy_discard
+        ):
+            self.lazy_discards -= 1
+            return True
+        if not self.discard():
+            return False
+        if done and not self.readable:
+            self.lazy_discards = LAZY_DISCARDS
+        return True
+
     def rto_expired(self) -> None:
         """Nothing was acknowledged in time."""
-        if self.retries >= MAX_RETRIES:
-            self.reset("timed out")
+        established = self.state == ESTABLISHED
+        if self.retries >= (MAX_RETRIES if established else self.ctx.syn_retries):
+            self.reset("timed out" if established else "no answer from guest")
             return
         self.retries += 1
-        if self.state == ESTABLISHED:
+        if established:
             self.rto = min(self.rto * 2, self.ctx.rto_max)
             self.resend()
-        elif self.state in (SYN_SENT, SYN_RCVD):
-            if self.retries >= self.ctx.syn_tries:
-                self.reset("no answer from guest")
-            else:
-                self._send_syn()
+        else:
+            self._send_syn()
 
     def keepalive(self) -> None:
-        """Ask an idle guest for a sign of life (RFC 9293, 3.8.4): it may have forgotten us."""
-        if self.state == ESTABLISHED:
+        """Ask an idle guest for a sign of life (RFC 9293, 3.8.4): it may have forgotten us.
+
+        Outstanding data and unanswered handshakes ask by themselves.
+        """
+        if self.state == ESTABLISHED and self.snd_una == self.snd_max:
             self.template.control(self.snd_nxt - 1, self.ack, ACK, self.window_field)

@@ -27,20 +27,23 @@ from passt.userspace.tcp.const import (
     ACK_DELAY,
     BULK_FACTOR,
     ESTABLISHED,
+    FLOW_EVENTS,
     INITIAL_WINDOW,
     LOW_RTT_US,
     MAX_HELD_BYTES,
-    MAX_OUT_OF_ORDER,
     MAX_WINDOW,
     RECHECK_MAX,
     RECHECK_MIN,
 )
+from passt.userspace.tcp.reassembly import Reassembly
 from passt.userspace.tcp.toguest import ToGuest
 from passt.userspace.tcp.window import room, usable
 from passt.userspace.wire.tcp_options import MAX_SACK_BLOCKS, sack_option
 
 _NOSIGNAL = int(socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
 _NEVER = float("inf")
+#: Index of that field in what :func:`tcpinfo.read` returns.
+_BYTES_ACKED = 6
 
 
 class FromGuest(ToGuest):
@@ -48,8 +51,8 @@ class FromGuest(ToGuest):
 
     __slots__ = ()
 
-    def payload(self, buf: memoryview, seq: int, start: int, end: int, *, fin: bool) -> None:
-        """Take payload ``buf[start:end]``, which starts at ``seq``, and perhaps a FIN after it."""
+    def payload(self, buf: memoryview, seq: int, start: int, end: int, fin: int) -> None:
+        """Take payload ``buf[start:end]``, which starts at ``seq``, and a FIN after it if any."""
         nxt = self.rcv_nxt
         distance = (seq - nxt) & 0xFFFFFFFF
         if distance:
@@ -62,17 +65,17 @@ class FromGuest(ToGuest):
                     return
                 start += old
             else:
-                self._gap(buf, nxt + distance, start, end, fin=fin)
+                self._gap(buf, nxt + distance, start, end, fin)
                 return
         size = end - start
-        space = self.rcv_edge + (1 << self.our_scale) - nxt
+        space = self.rcv_edge - nxt
         if size > space:
             size = max(space, 0)
             end = start + size
-            fin = False
+            fin = 0
             self.ack_now = True
         self.touch()
-        if self.shut or self.fin_from_guest():
+        if 0 <= self.fin_at <= nxt:
             # Payload after a FIN: the guest contradicts itself.
             self.ack_now = True
             return
@@ -98,55 +101,43 @@ class FromGuest(ToGuest):
         if self.rcv_nxt == self.fin_at:
             self._finish()
 
-    def fin_from_guest(self) -> bool:
-        """The guest's FIN is next, or was passed: no more payload can follow."""
-        return 0 <= self.fin_at <= self.rcv_nxt
-
-    def _gap(self, buf: memoryview, seq: int, start: int, end: int, *, fin: bool) -> None:
+    def _gap(self, buf: memoryview, seq: int, start: int, end: int, fin: int) -> None:
         """Keep a segment that lies beyond a gap, and ask for what is missing."""
         self.ack_now = True
         self.touch()
         size = end - start
         ctx = self.ctx
-        if seq + size > self.rcv_edge + (1 << self.our_scale):
+        if seq + size > self.rcv_edge:
             return
         if fin and self.fin_at < 0:
             self.fin_at = seq + size
-        if size and len(self.out_of_order) < MAX_OUT_OF_ORDER and ctx.held + size <= MAX_HELD_BYTES:
-            pieces = self.out_of_order
-            unordered = bool(pieces) and pieces[-1][0] > seq
-            pieces.append((seq, bytes(buf[start:end])))
-            if unordered:
-                pieces.sort(key=_start)
-            ctx.held += size
+        if size and ctx.held + size <= MAX_HELD_BYTES:
+            if self.out_of_order is None:
+                self.out_of_order = Reassembly()
+            ctx.held += self.out_of_order.insert(seq, buf[start:end])
         # One duplicate per segment is what lets the guest count three of them.
-        self.ack = self._acceptable()
+        if self.ack_all:
+            self.ack = self.rcv_nxt - len(self.tail)
+            self.window_field = self._field(self.ack, self.rcv_edge)
         self.send_ack()
 
     def _fill(self) -> None:
-        """Move pieces that are in order now to the tail, and from there to the socket."""
-        pieces = self.out_of_order
-        ctx = self.ctx
-        done = 0
-        nxt = self.rcv_nxt
-        for seq, data in pieces:
-            if seq > nxt:
-                break
-            done += 1
-            ctx.held -= len(data)
-            new = seq + len(data) - nxt
-            if new > 0:
-                self.tail += data[-new:]
-                nxt += new
-        if done:
-            del pieces[:done]
-            self.unacked += nxt - self.rcv_nxt
-            self.rcv_nxt = nxt
-            self.ack_now = True
+        """Move what is in order now to the tail, and from there to the socket."""
+        if self.out_of_order is None:
+            return
+        found, let_go = self.out_of_order.take(self.rcv_nxt)
+        self.ctx.held -= let_go
+        self.ack_now = True
+        if found is not None:
+            self.tail += found
+            self.rcv_nxt += len(found)
             self.flush_tail()
 
     def flush_tail(self) -> None:
-        """Give the socket what it did not take before; then a FIN, if that was the end."""
+        """Give the socket what it did not take before; then a FIN, if that was the end.
+
+        The caller sees to the acknowledgement.
+        """
         tail = self.tail
         if tail:
             try:
@@ -157,7 +148,6 @@ class FromGuest(ToGuest):
                 self.reset(f"send: {error.strerror}")
                 return
             del tail[:sent]
-            self.touch()
         if not tail and self.rcv_nxt == self.fin_at:
             self._finish()
 
@@ -174,33 +164,24 @@ class FromGuest(ToGuest):
         self.rcv_nxt += 1
         self.ack_all = True
         self.ack_now = True
-        self.touch()
 
     # Acknowledging.
-
-    def _acceptable(self) -> int:
-        """The highest number that may be acknowledged: all that is in the socket."""
-        return self.rcv_nxt - len(self.tail) if self.ack_all else self.ack
 
     def carry_ack(self) -> None:
         """Bring ``ack`` and ``window_field`` up to date for a segment with data.
 
-        Without system calls where the last :meth:`refresh` still tells enough.
+        The edge of the window stays where the last :meth:`refresh` put it.
         """
-        if self.ack_all:
-            self.ack = ack = self.rcv_nxt - len(self.tail)
-            self.window_field = self._field(ack, self.rcv_edge)
-        else:
-            self.refresh()
-
-    def carried(self) -> None:
-        """A segment with the current acknowledgement went out: nothing is owed any more."""
-        self.told_ack = self.ack
-        self.told_field = self.window_field
-        if self.ack == self.rcv_nxt and self.window_field:
-            self.unacked = 0
-            self.ack_now = False
-            self.ack_deadline = _NEVER
+        ack = self.rcv_nxt - len(self.tail)
+        if not self.ack_all:
+            try:
+                acked = tcpinfo.read(self.sock)[_BYTES_ACKED]
+            except OSError as error:
+                self.reset(f"TCP_INFO: {error.strerror}")
+                return
+            ack = max(self.ack, min(ack, self.ack_base + acked))
+        self.ack = ack
+        self.window_field = self._field(ack, self.rcv_edge)
 
     def refresh(self) -> None:
         """Ask the kernel what the peer has, and compute acknowledgement and window."""
@@ -213,15 +194,15 @@ class FromGuest(ToGuest):
             ) = tcpinfo.read(sock)  # fmt: skip
             memory = tcpinfo.meminfo(sock)
             outstanding = tcpinfo.outq(self.fd)
+            if memory is None:
+                sndbuf = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+                space = max(usable(sndbuf) - outstanding, 0)
+            else:
+                sndbuf, queued = memory
+                space = room(sndbuf, queued, outstanding, self.segment_size)
         except OSError as error:
             self.reset(f"TCP_INFO: {error.strerror}")
             return
-        if memory is None:
-            sndbuf = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
-            space = max(usable(sndbuf) - outstanding, 0)
-        else:
-            sndbuf, queued = memory
-            space = room(sndbuf, queued, outstanding, self.segment_size)
         backlog = len(self.tail)
         taken = self.rcv_nxt - backlog
         self.ack_all = all_of_it = (
@@ -251,6 +232,9 @@ class FromGuest(ToGuest):
         if self.state != ESTABLISHED:
             edge = max(edge, ack + INITIAL_WINDOW)
         self.window_field = self._field(ack, edge)
+        self.low_water = half = (self.rcv_edge - self.rcv_nxt) >> 1
+        if half > self.enough:
+            self.enough = min(half, size)
 
     def _field(self, ack: int, edge: int) -> int:
         """The 16-bit window field for ``edge``; raises the offered edge if it grew."""
@@ -263,64 +247,74 @@ class FromGuest(ToGuest):
             if ack + (field << scale) >= offered:
                 self.rcv_edge = ack + (field << scale)
                 return field
-        # The edge stands still; rounding up keeps it from moving left.
-        return min((offered - ack + (1 << scale) - 1) >> scale, 0xFFFF)
+        # The edge stands still, but for rounding, which may not move it left.  Only a FIN can
+        # be acknowledged beyond it.
+        field = min((offered - ack + (1 << scale) - 1) >> scale, 0xFFFF)
+        if field <= 0:
+            return 0
+        edge = ack + (field << scale)
+        if edge > offered:
+            self.rcv_edge = edge
+        return field
 
     def send_ack(self) -> None:
         """Send the current acknowledgement, with SACK blocks if there are gaps."""
         options = b""
         if self.out_of_order and self.sack_ok:
-            options = sack_option(self._ranges())
+            options = sack_option(self.out_of_order.blocks(MAX_SACK_BLOCKS))
         self.send_control(ACK, options)
-
-    def _ranges(self) -> list[tuple[int, int]]:
-        """What lies beyond gaps, most recent first as far as known (RFC 2018, 4)."""
-        ranges: list[tuple[int, int]] = []
-        for seq, data in self.out_of_order:
-            end = seq + len(data)
-            if ranges and seq <= ranges[-1][1]:
-                ranges[-1] = (ranges[-1][0], max(ranges[-1][1], end))
-            else:
-                ranges.append((seq, end))
-        ranges = ranges[-MAX_SACK_BLOCKS:]
-        ranges.reverse()
-        return [(a & 0xFFFFFFFF, b & 0xFFFFFFFF) for a, b in ranges]
 
     def settle_received(self) -> None:
         """End of a batch: acknowledge now, or later, what came in it."""
-        if not self.unacked and not self.ack_now:
-            return
-        size = 2 * self.segment_size
-        if self.ack_now or self.unacked >= size or self.rcv_edge - self.rcv_nxt < size:
-            forced = self.ack_now
-            self.refresh()
-            if self.state != ESTABLISHED:
-                return
-            if forced or self.ack != self.told_ack or self.window_field != self.told_field:
-                self.send_ack()
-            self.unacked = 0
-            self._recheck_later()
-        elif self.rcv_nxt != self.told_ack:
-            self.arm_ack(self.ctx.loop.now + ACK_DELAY)
+        unacked = self.unacked
+        left = self.rcv_edge - self.rcv_nxt
+        if self.ack_now or (
+            unacked and (unacked >= 2 * self.segment_size or left < self.low_water)
+        ):
+            if unacked >= 2 * self.segment_size and self not in self.ctx.uploading:
+                self.ctx.uploads_on(self)
+            self._tell(forced=self.ack_now)
+        elif self.told_ack != self.rcv_nxt:
+            self.arm_ack(self.ctx.loop.now + (ACK_DELAY if unacked else self.ack_wait))
+        elif left < self.enough:
+            self.arm_ack(self.ctx.loop.now + self.ack_wait)
 
     def ack_expired(self) -> None:
-        """Nothing carried the acknowledgement: look at the peer and send what changed."""
+        """Nothing carried the acknowledgement, or there was none: look at the peer again."""
+        self.watching = False
+        self._tell(forced=self.ack_now)
+
+    def room_again(self) -> None:
+        """The kernel reports room in the socket, as it does along with every other event."""
+        waiting = self.watching
+        if self.tail:
+            waiting = True
+            self.flush_tail()
+            if self.state != ESTABLISHED:
+                return
+        if waiting:
+            self._tell(forced=self.ack_now)
+
+    def _tell(self, *, forced: bool) -> None:
+        """Send what changed; look again while the peer lags or the window is next to nothing."""
         self.refresh()
         if self.state != ESTABLISHED:
             return
-        if self.ack != self.told_ack or self.window_field != self.told_field or self.ack_now:
+        if forced or self.ack != self.told_ack or self.window_field != self.told_field:
             self.send_ack()
             self.ack_wait = RECHECK_MIN
-        self._recheck_later()
-
-    def _recheck_later(self) -> None:
-        """Look again while the peer lags behind or the guest has (almost) no window."""
-        if self.told_ack != self.rcv_nxt or self.rcv_edge - self.rcv_nxt < self.segment_size:
-            self.arm_ack(self.ctx.loop.now + self.ack_wait)
-            self.ack_wait = min(self.ack_wait * 2, RECHECK_MAX)
-        else:
-            self.ack_wait = RECHECK_MIN
-
-
-def _start(piece: tuple[int, bytes]) -> int:
-    return piece[0]
+        self.unacked = 0
+        closed = self.rcv_edge - self.rcv_nxt < self.enough
+        if not closed:
+            self.watching = False
+            if self.told_ack == self.rcv_nxt:
+                self.ack_wait = RECHECK_MIN
+                return
+        elif not self.watching:
+            # The kernel reports room only to those who were refused, or who ask while there is
+            # none, and then not before a third of the buffer is free.  What comes earlier, and
+            # what the peer's window does, is for the timer.  So this is asked once per timer.
+            self.watching = True
+            self.ctx.loop.modify(self.fd, FLOW_EVENTS)
+        self.arm_ack(self.ctx.loop.now + self.ack_wait)
+        self.ack_wait = min(self.ack_wait * 2, RECHECK_MAX)

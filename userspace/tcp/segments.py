@@ -18,6 +18,8 @@ from passt.userspace.wire.checksum import fold, pseudo_sum
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from passt.userspace.link.base import Link
 
 _TCP = 6
@@ -43,6 +45,7 @@ class Template:
         "_header_len",
         "_ip4_sum",
         "_link",
+        "_mac",
         "_pack",
         "_prefix",
         "_prefix_gso",
@@ -64,6 +67,7 @@ class Template:
         label: int,
     ) -> None:
         self._link = link
+        self._mac = link.guest_mac
         self._v4 = len(ours) == 4
         ports = struct.pack("!HH", our_port, their_port)
         if self._v4:
@@ -91,11 +95,7 @@ class Template:
             csum_start=self._header_len - 20,
             csum_offset=_CSUM_OFFSET,
         )
-        room = link.headroom
-        if self._v4:
-            self._pack = struct.Struct(f"!{room}s16sH6sH12sIIHHH2x").pack_into
-        else:
-            self._pack = struct.Struct(f"!{room}s18sH38sIIHHH2x").pack_into
+        self._pack = _packer(link.headroom, v4=self._v4)
         self._prefix_gso = self._prefix
         self.mss = 0
         self.max_payload = 0
@@ -117,16 +117,16 @@ class Template:
                 csum_offset=_CSUM_OFFSET,
             )
 
-    def set_guest_mac(self, mac: bytes) -> None:
-        """Send to another link-layer address from now on."""
-        self._eth = mac + self._eth[6:]
-
     def data(self, length: int, seq: int, ack: int, flags: int, window: int) -> bool:
         """Send the ``length`` bytes that lie at ``link.tx[header:]``; False if dropped.
 
         ``window`` is the 16-bit field; ``seq`` may exceed 32 bits.
         """
         link = self._link
+        if link.guest_mac is not self._mac:
+            # Compared by identity, as learning an address makes a new object.
+            self._mac = link.guest_mac
+            self._eth = self._mac + self._eth[6:]
         tx = link.tx
         prefix = self._prefix_gso if length > self.mss else self._prefix
         partial = self._pseudo + 20 + length
@@ -152,7 +152,7 @@ class Template:
         return link.send(self.header + length)
 
     def control(self, seq: int, ack: int, flags: int, window: int, options: bytes = b"") -> bool:
-        """Send a segment without payload; ``options`` are padded to a multiple of 4."""
+        """Send a segment without payload; ``options`` must be padded to a multiple of 4 bytes."""
         length = len(options)
         if length:
             link = self._link
@@ -161,3 +161,16 @@ class Template:
             # The data offset grows with the options, which else are handled as payload.
             flags |= length >> 2 << 12
         return self.data(length, seq, ack, flags, window)
+
+
+#: Packing functions, shared by all flows of a link.
+_packers: dict[tuple[int, bool], Callable[..., None]] = {}
+
+
+def _packer(headroom: int, *, v4: bool) -> Callable[..., None]:
+    """Writes prefix, Ethernet, IP and TCP headers from constant and varying parts."""
+    pack = _packers.get((headroom, v4))
+    if pack is None:
+        layout = f"!{headroom}s16sH6sH12sIIHHH2x" if v4 else f"!{headroom}s18sH38sIIHHH2x"
+        pack = _packers[headroom, v4] = struct.Struct(layout).pack_into
+    return pack

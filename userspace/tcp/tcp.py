@@ -14,16 +14,20 @@ import struct
 from passt.syscalls.sockopt import linger_reset
 from passt.userspace import log
 from passt.userspace.flow import nat as addresses
-from passt.userspace.loop import EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP
+from passt.userspace.loop import EPOLLIN
+from passt.userspace.tcp import unreachable
 from passt.userspace.tcp.const import (
     ACCEPT_BATCH,
     ACCEPT_PAUSE,
     ACK,
+    CLOSED,
     FIN,
+    FLOW_EVENTS,
     INACTIVITY_INTERVAL,
     KEEPALIVE_INTERVAL,
     LISTEN_BACKLOG,
     RST,
+    SCAN_BATCH,
     SYN,
 )
 from passt.userspace.tcp.context import Context
@@ -35,7 +39,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from passt.userspace.config.model import Rule
 
-_FLOW_EVENTS = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
 _PORTS = struct.Struct("!HH")
 _SO_BINDTODEVICE = 25
 #: Errors of accept() that concern one connection, not the listener (accept(2)).
@@ -54,6 +57,7 @@ class Tcp:
         self._listeners: list[_Acceptor] = []
         self._scans = 0
         self._scanning = False
+        self._to_scan: list[TcpFlow] = []
 
     # From the guest.
 
@@ -133,13 +137,13 @@ class Tcp:
         number = self._open(sock, host, dport)
         if number in (0, errno.EINPROGRESS):
             try:
-                ctx.loop.add(flow.fd, _FLOW_EVENTS, flow.on_event)
+                ctx.loop.add(flow.fd, FLOW_EVENTS, flow.on_event)
             except OSError as error:
                 number = error.errno or errno.EIO
         if number == 0:
             flow.connected()
         elif number != errno.EINPROGRESS:
-            ctx.unreachable(flow, number)
+            unreachable.report(flow, number)
             flow.reset(errno.errorcode.get(number, str(number)))
         if log.debug_on:
             log.debug("%s: new, to %s", flow, addresses.endpoint(host, dport))
@@ -203,12 +207,6 @@ class Tcp:
             frame = ipv6.frame(mac, ours, dst, src, tcp.IPPROTO_TCP, segment, label=label)
         ctx.link.send_frame(frame)
 
-    def ethernet_changed(self) -> None:
-        """The guest's link-layer address is another one: it is the target of all frames."""
-        ctx = self.ctx
-        for flow in (*ctx.flows4.values(), *ctx.flows6.values()):
-            flow.template.set_guest_mac(ctx.link.guest_mac)
-
     # From the host.
 
     def attach_listener(self, sock: socket.socket, rule: Rule, port: int) -> None:
@@ -246,7 +244,7 @@ class Tcp:
             return False
         try:
             prepare(sock)
-            ctx.loop.add(flow.fd, _FLOW_EVENTS, flow.on_event)
+            ctx.loop.add(flow.fd, FLOW_EVENTS, flow.on_event)
         except OSError as error:
             flow.abort(f"accepted socket: {error.strerror}")
             return True
@@ -265,12 +263,19 @@ class Tcp:
 
     def _scan(self) -> None:
         """Look for connections that are idle on the link, or altogether."""
-        ctx = self.ctx
-        self._scanning = False
         self._scans += 1
+        self._to_scan = [*self.ctx.flows4.values(), *self.ctx.flows6.values()]
+        self._scan_some()
+
+    def _scan_some(self) -> None:
+        """Look at a bounded number of flows per round, as traffic has to go on."""
+        ctx = self.ctx
         both = self._scans % int(INACTIVITY_INTERVAL / KEEPALIVE_INTERVAL) == 0
-        flows = [*ctx.flows4.values(), *ctx.flows6.values()]
-        for flow in flows:
+        batch = self._to_scan[-SCAN_BATCH:]
+        del self._to_scan[-SCAN_BATCH:]
+        for flow in batch:
+            if flow.state == CLOSED:
+                continue
             if both:
                 if not flow.active:
                     flow.reset("inactive")
@@ -279,6 +284,10 @@ class Tcp:
             if not flow.tap_active:
                 flow.keepalive()
             flow.tap_active = False
+        if self._to_scan:
+            ctx.loop.again(self._scan_some)
+            return
+        self._scanning = False
         if ctx.flows4 or ctx.flows6:
             self._keep_up()
 
@@ -295,8 +304,16 @@ class _Acceptor:
         self._port = port
 
     def resume(self) -> None:
-        """Watch for connections."""
+        """Watch for connections; OSError if epoll refuses."""
         self._tcp.ctx.loop.add(self._sock.fileno(), EPOLLIN, self._on_event)
+
+    def _rested(self) -> None:
+        """Try again after a pause."""
+        try:
+            self.resume()
+        except OSError as error:
+            log.limited("tcp-resume", log.WARNING, "TCP listener: %s", error.strerror)
+            self._rest()
 
     def _on_event(self, _events: int) -> None:
         for _ in range(ACCEPT_BATCH):
@@ -318,9 +335,12 @@ class _Acceptor:
 
     def _pause(self) -> None:
         """Rest: what is missing now will not be there at once, and the event would repeat."""
+        self._tcp.ctx.loop.remove(self._sock.fileno())
+        self._rest()
+
+    def _rest(self) -> None:
         loop = self._tcp.ctx.loop
-        loop.remove(self._sock.fileno())
-        loop.call_at(loop.now + ACCEPT_PAUSE, self.resume)
+        loop.call_at(loop.now + ACCEPT_PAUSE, self._rested)
 
 
 def prepare(sock: socket.socket) -> None:

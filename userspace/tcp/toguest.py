@@ -10,8 +10,9 @@ Retransmission is peeking again.  Three duplicate ACKs, or selective acknowledge
 a hole, start a recovery (RFC 6675 without the pipe: a guest is one hop away, and what limits
 us is its window).  A time-out rewinds to ``snd_una`` and restarts slowly, as RFC 5681 does.
 
-When the peer's FIN was read as end of file, a FIN
-takes the sequence number after the last byte and is retransmitted like data.
+When the peer's FIN was read as end of file, a FIN takes the sequence number after the last
+byte.  It goes out right behind the data, rather than once these were acknowledged, and is
+retransmitted like them.
 """
 
 from __future__ import annotations
@@ -19,8 +20,18 @@ from __future__ import annotations
 import socket
 
 from passt.syscalls.sockopt import SO_PEEK_OFF
+from passt.syscalls.tcpinfo import inq
 from passt.userspace.tcp.base import FlowBase
-from passt.userspace.tcp.const import ACK, ESTABLISHED, FIN, MAX_WINDOW, PSH, PUMP_FRAMES
+from passt.userspace.tcp.const import (
+    ACK,
+    ESTABLISHED,
+    FIN,
+    INITIAL_RTO,
+    MAX_WINDOW,
+    PSH,
+    PUMP_FRAMES,
+    RTO_AFTER_SYN_RETRY,
+)
 
 #: Plain numbers: socket's own are enumerations, whose conversion costs as much as a call.
 _PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
@@ -49,6 +60,8 @@ class ToGuest(FlowBase):
             return
         if self.told_ack != self.rcv_nxt:
             self.carry_ack()
+            if self.state != ESTABLISHED:
+                return
         ctx = self.ctx
         template = self.template
         tx = ctx.link.tx
@@ -59,16 +72,23 @@ class ToGuest(FlowBase):
         simple = ctx.features.peek_off
         start = nxt = self.snd_nxt
         una = self.snd_una
-        limit = una + int(min(self.guest_window, self.cwnd, MAX_WINDOW))
+        window = self.guest_window
+        if window > self.cwnd:
+            window = self.cwnd
+        limit = una + window
         budget = PUMP_FRAMES
         while nxt != self.fin_seq:
             room = limit - nxt
             want = largest
             if want > room:
-                if room < mss and (room <= 0 or nxt > una):
-                    # Wait for more room rather than send a small piece (RFC 9293, 3.8.6.2.1).
-                    break
-                want = room // mss * mss or room
+                if room < mss:
+                    # Rather wait than cut a small piece off (RFC 9293, 3.8.6.2.1), unless it
+                    # is the last one, half of the window, or nothing else is under way.
+                    if room <= 0 or (nxt > una and room < window >> 1 and self._more(nxt, room)):
+                        break
+                    want = room
+                else:
+                    want = room // mss * mss
             try:
                 if simple:
                     count = recv_into(tx[header : header + want], want, _PEEK)
@@ -83,20 +103,21 @@ class ToGuest(FlowBase):
                 return
             if count <= 0:
                 self.fin_seq = nxt
+                self.eof = True
                 break
             short = count < want
-            if not template.data(
-                count, nxt, self.ack, ACK | PSH if short or limit - nxt == count else ACK,
-                self.window_field,
-            ):  # fmt: skip
-                # Not sent, so not counted: peek it again when the retransmission timer says so.
-                self._seek(nxt)
-                self.snd_nxt = nxt
-                self.arm_rto()
-                return
-            nxt += count
             budget -= 1
-            if short and not self.eof:
+            # The push flag ends what is handed over at once: some guests wait for it.
+            push = short or count > mss or not budget or limit - nxt == count
+            if not template.data(
+                count, nxt, self.ack, ACK | PSH if push else ACK, self.window_field
+            ):
+                # Not sent, so not counted: peeked again with the next segment from the guest,
+                # or when the retransmission timer says so.
+                self._seek(nxt)
+                break
+            nxt += count
+            if short and not self.drain:
                 self.readable = False
                 break
             if not budget:
@@ -116,6 +137,14 @@ class ToGuest(FlowBase):
         elif self.rto_deadline == _NEVER and (nxt > una or self.readable):
             # Outstanding data, or data kept back by a closed window: probe it in time.
             self.arm_rto()
+
+    def _more(self, seq: int, room: int) -> bool:
+        """Whether more than ``room`` bytes wait in the socket, counted from ``seq``."""
+        try:
+            return inq(self.fd) - (seq - self.head) > room
+        except OSError:
+            # Whatever happened, reading will tell.
+            return False
 
     def _send_fin(self, seq: int) -> None:
         """Send FIN at ``seq``: everything before it was sent."""
@@ -154,17 +183,19 @@ class ToGuest(FlowBase):
             end = self.fin_seq
             self.fin_acked = True
         count = end - self.head
-        if count <= 0:
-            return True
-        try:
-            done = self.sock.recv_into(self.ctx.void, count, _DISCARD)
-        except OSError as error:
-            self.reset(f"discard: {error.strerror}")
-            return False
-        self.head += done
-        if done < count:
-            self.reset("acknowledged data vanished from the socket")
-            return False
+        self.lazy_discards = 0
+        while count > 0:
+            try:
+                done = self.sock.recv_into(self.ctx.void, count, _DISCARD)
+            except OSError as error:
+                self.reset(f"discard: {error.strerror}")
+                return False
+            if not done:
+                self.reset("acknowledged data vanished from the socket")
+                return False
+            # Less than asked for in front of urgent data.
+            self.head += done
+            count -= done
         return True
 
     def progress(self, advance: int, now: float) -> None:
@@ -172,27 +203,26 @@ class ToGuest(FlowBase):
         self.snd_una = una = self.snd_una + advance
         self.dup_acks = 0
         self.retries = 0
-        self.rto = self.ctx.data_rto(self)
+        self.rto = RTO_AFTER_SYN_RETRY if self.syn_retried else INITIAL_RTO
         if self.snd_nxt < una:
             # Sent before a rewind, and arrived after all.
             self.snd_nxt = una
             self.readable = True
-            if self.discard():
-                self._seek(una)
-        if self.cwnd != _NEVER:
-            self.cwnd += advance
-            if self.cwnd > MAX_WINDOW:
-                self.cwnd = _NEVER
+            if not self.discard():
+                return
+            self._seek(una)
+        if self.cwnd != MAX_WINDOW:
+            self.cwnd = min(self.cwnd + advance, MAX_WINDOW)
         if self.sacked:
-            self.sacked = [(max(a, una), b) for a, b in self.sacked if b > una]
+            self.sacked = tuple((max(a, una), b) for a, b in self.sacked if b > una)
         if self.recover:
             if una >= self.recover:
                 self.recover = 0
             else:
                 self._recover(partial=True)
         if una < self.snd_max:
-            self.rto_deadline = now + self.rto
-            if self._rto_timer is None:
+            self.rto_deadline = deadline = now + self.rto
+            if deadline < self._rto_timer_at:
                 self.arm_rto()
         else:
             self.rto_deadline = _NEVER
@@ -219,15 +249,15 @@ class ToGuest(FlowBase):
             return
         at = max(una, self.retransmit_next)
         for start, end in self.sacked:
-            if at < start:
-                self._retransmit(at, start)
+            if at < start and not self._retransmit(at, start):
+                return
             at = max(at, end)
         self.retransmit_next = max(self.retransmit_next, at)
 
-    def _retransmit(self, start: int, end: int) -> None:
-        """Send ``start`` … ``end`` again, a FIN at its end included."""
+    def _retransmit(self, start: int, end: int) -> bool:
+        """Send ``start`` … ``end`` again, a FIN at its end included; False if that failed."""
         if not self.discard():
-            return
+            return False
         data_end = end if self.fin_seq < 0 else min(end, self.fin_seq)
         template = self.template
         header = template.header
@@ -242,18 +272,24 @@ class ToGuest(FlowBase):
                     count = self._peek_behind(start, want)
             except OSError:
                 break
-            if count <= 0 or not template.data(count, start, self.ack, ACK, self.window_field):
+            if count <= 0 or not template.data(
+                count, start, self.ack, ACK | PSH, self.window_field
+            ):
                 break
             self.ctx.retransmissions += 1
             start += count
         self._seek(self.snd_nxt)
-        if end > self.fin_seq >= 0 and start == self.fin_seq:
-            template.control(start, self.ack, FIN | ACK, self.window_field)
+        if start < data_end or self.state != ESTABLISHED:
+            return False
+        if end > self.fin_seq >= 0:
+            self.ctx.retransmissions += 1
+            return template.control(start, self.ack, FIN | ACK, self.window_field)
+        return True
 
     def selective(self, blocks: tuple[tuple[int, int], ...]) -> None:
         """Take note of SACK ``blocks``: (left, right) edges as on the wire (RFC 2018)."""
         una = self.snd_una
-        ranges = self.sacked
+        ranges = list(self.sacked)
         for left, right in blocks:
             start = una + ((left - una) & 0xFFFFFFFF)
             length = (right - left) & 0xFFFFFFFF
@@ -267,13 +303,13 @@ class ToGuest(FlowBase):
                     merged[-1] = (merged[-1][0], end)
             else:
                 merged.append((start, end))
-        self.sacked = merged[:_MAX_SACKED]
+        self.sacked = tuple(merged[:_MAX_SACKED])
 
     def rewind(self) -> None:
         """Send everything from ``snd_una`` again: forget what may have arrived."""
         self.snd_nxt = self.snd_una
         self.recover = 0
-        self.sacked = []
+        self.sacked = ()
         self.dup_acks = 0
         self.readable = True
         if self.discard():
@@ -300,10 +336,5 @@ class ToGuest(FlowBase):
         if self.state == ESTABLISHED and self.rto_deadline == _NEVER and self.readable:
             self.arm_rto()
 
-    # What the other half provides.
-
     def carry_ack(self) -> None:
-        """Bring ``ack`` and ``window_field`` up to date for a segment with data."""
-
-    def carried(self) -> None:
-        """A segment with the current ``ack`` and ``window_field`` was sent."""
+        """Bring ``ack`` and ``window_field`` up to date; the other half knows how."""
