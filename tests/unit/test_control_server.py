@@ -188,6 +188,8 @@ def test_client_gone_before_its_request_was_carried_out(rig: Rig) -> None:
     waiting = rig.connect()
     rig.rounds()
     assert rig.replaced == 1
+    with pytest.raises(BlockingIOError):
+        waiting.recv(1)
     rig.problems = ["late"]
     rig.finish()
     rig.rounds()
