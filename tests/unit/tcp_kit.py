@@ -334,6 +334,16 @@ class Guest:
         self.host.feed(self.frame(flags, payload, seq=seq, ack=ack, window=window, options=options))
         return self.take()
 
+    def ask(self, flags: int, payload: bytes = b"", *, options: bytes = b"") -> list[Segment]:
+        """Send one segment; returns what comes back, sooner or later."""
+        replies = self.send(flags, payload, options=options)
+        deadline = time.monotonic() + 5
+        while not replies:
+            assert time.monotonic() < deadline, "no answer"
+            self.host.turn()
+            replies = self.take()
+        return replies
+
     def take(self) -> list[Segment]:
         """Segments for this connection since the last call."""
         taken = self.host.take()
@@ -365,13 +375,7 @@ def outbound(host: Host, *, version: int = 4, rcvbuf: int = 0, **values: int | N
     """The guest connects to a server."""
     listener = host.listener(socket.AF_INET if version == 4 else socket.AF_INET6, rcvbuf=rcvbuf)
     guest = Guest(host, listener.getsockname()[1], version=version, **values)  # type: ignore[arg-type]
-    replies = guest.send(SYN, options=guest.options)
-    deadline = time.monotonic() + 5
-    while not replies:
-        assert time.monotonic() < deadline
-        host.turn()
-        replies = guest.take()
-    (reply,) = replies
+    (reply,) = guest.ask(SYN, options=guest.options)
     assert reply.flags == SYN | ACK
     guest.ack = reply.next_seq
     guest.our_scale = max(reply.options.window_scale, 0)

@@ -33,6 +33,8 @@ class Habits:
         self.rcvbuf = max(rnd.choice([200, 3000, 20000, 65535, 300000]), 4 << (self.scale or 0))
         self.loss = rnd.choice([0.0, 0.0, 0.02, 0.1])
         self.repeat = rnd.choice([0.0, 0.05])
+        #: The link has no room for a frame.
+        self.refused = rnd.choice([0.0, 0.0, 0.05])
         self.delay = rnd.choice([0.0, 0.001, 0.03])
         #: The guest's kernel hands over superframes.
         self.superframes = rnd.random() < 0.5
@@ -128,6 +130,7 @@ class Model:
                 continue
             assert due < end, f"stalled: {self}"
             self.host.time = max(self.host.time, due)
+            self.host.link.accept = self.rnd.random() >= self.habits.refused
             while self._events and self._events[0][0] <= self.host.time:
                 heapq.heappop(self._events)[2]()
             if self._batch:

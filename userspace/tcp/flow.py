@@ -384,11 +384,13 @@ class TcpFlow(FromGuest):
 
         Little data may stay for a few exchanges, which saves a system call in each, if nothing
         else is in the queue: the end of a large buffer would keep all of its memory in use,
-        and so the window towards the peer closed.
+        and so the window towards the peer closed.  The guest must have answered, too: discards
+        make the kernel acknowledge, and a peer with Nagle's algorithm may wait for that.
         """
         done = self.snd_una == self.snd_max
         if (
             done
+            and self.unacked
             and self.lazy_discards
             and not self.eof
             and self.snd_una - self.head <= self.ctx.features.lazy_discard

@@ -77,6 +77,8 @@ class ToGuest(FlowBase):
             window = self.cwnd
         limit = una + window
         budget = PUMP_FRAMES
+        # Without superframes a frame does not tell by its size that it is the last one.
+        last = -1 if largest > mss else nxt + self._waiting(nxt)
         while nxt != self.fin_seq:
             room = limit - nxt
             want = largest
@@ -84,7 +86,9 @@ class ToGuest(FlowBase):
                 if room < mss:
                     # Rather wait than cut a small piece off (RFC 9293, 3.8.6.2.1), unless it
                     # is the last one, half of the window, or nothing else is under way.
-                    if room <= 0 or (nxt > una and room < window >> 1 and self._more(nxt, room)):
+                    if room <= 0 or (
+                        nxt > una and room < window >> 1 and room < self._waiting(nxt)
+                    ):
                         break
                     want = room
                 else:
@@ -95,7 +99,8 @@ class ToGuest(FlowBase):
                 else:
                     count = self._peek_behind(nxt, want)
             except BlockingIOError:
-                self.readable = False
+                # Urgent data may have to wait until what lies before is discarded.
+                self.readable = self.drain and not simple and nxt > una
                 break
             except OSError as error:
                 self.snd_nxt = nxt
@@ -108,7 +113,7 @@ class ToGuest(FlowBase):
             short = count < want
             budget -= 1
             # The push flag ends what is handed over at once: some guests wait for it.
-            push = short or count > mss or not budget or limit - nxt == count
+            push = short or count > mss or not budget or nxt + count in (limit, last)
             if not template.data(
                 count, nxt, self.ack, ACK | PSH if push else ACK, self.window_field
             ):
@@ -138,13 +143,13 @@ class ToGuest(FlowBase):
             # Outstanding data, or data kept back by a closed window: probe it in time.
             self.arm_rto()
 
-    def _more(self, seq: int, room: int) -> bool:
-        """Whether more than ``room`` bytes wait in the socket, counted from ``seq``."""
+    def _waiting(self, seq: int) -> int:
+        """How many bytes wait in the socket, counted from ``seq``."""
         try:
-            return inq(self.fd) - (seq - self.head) > room
+            return inq(self.fd) - (seq - self.head)
         except OSError:
             # Whatever happened, reading will tell.
-            return False
+            return 0
 
     def _send_fin(self, seq: int) -> None:
         """Send FIN at ``seq``: everything before it was sent."""
@@ -157,14 +162,17 @@ class ToGuest(FlowBase):
         self.arm_rto()
 
     def _peek_behind(self, seq: int, want: int) -> int:
-        """Peek at ``seq`` without SO_PEEK_OFF: what lies before is read and ignored."""
+        """Peek at ``seq`` without SO_PEEK_OFF: what lies before is read and ignored.
+
+        Such a read ends in front of urgent data, which then looks like an empty queue.
+        """
         ctx = self.ctx
         skip = seq - self.head
         header = self.template.header
         target = ctx.link.tx[header : header + want]
         parts = [ctx.void[:skip], target] if skip else [target]
         count = self.sock.recvmsg_into(parts, 0, _PEEK)[0] - skip
-        if count <= 0 and skip and not self.eof:
+        if count <= 0 and skip and (not self.eof or self._waiting(seq) > 0):
             raise BlockingIOError
         return count
 
