@@ -13,6 +13,7 @@ connection, and starts real programs there where a real program is the point of 
 ``stream``     reproducible content with hashes, for sockets and files
 ``servers``    nginx, dnsmasq and iperf3 in a namespace
 ``wire``       an Ethernet wire with loss, delay, jitter, duplication, reordering, rate
+``wiredguest`` a guest behind such a wire, so that it is pasta that meets the faults
 ``offload``    what a network card does for superframes: segmentation and checksums
 ``rawguest``   the guest's side of the tap device, frame by frame
 ``rawtcp``     a hand-driven TCP endpoint on top of that
