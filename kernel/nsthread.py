@@ -14,8 +14,9 @@ thread.  :meth:`NsThread.call` waits: that costs two thread switches, some 50 µ
 start-up and for pools that ran empty.  Requests are served in their order.
 
 The thread must be started after the last fork, since a child would not have it, and after
-the user namespace was entered, since that takes a process with one thread.  It blocks all
-signals, so that they interrupt the main thread's sleep.
+the user namespace was entered, since that takes a process with one thread.  Requests may be
+made before, and wait.  The thread blocks all signals, so that they interrupt the main thread's
+sleep.
 
 The modules :mod:`threading` and :mod:`queue` would add nothing here but start-up time.
 
@@ -66,7 +67,13 @@ class NsThread:
 
     __slots__ = ("_error", "_eventfd", "_requests", "_served")
 
-    def __init__(self, netns: int, keep: int = 0) -> None:
+    def __init__(self) -> None:
+        self._requests: SimpleQueue[_Request | None] = SimpleQueue()
+        self._served: deque[_Request] = deque()
+        self._error: OSError | None = None
+        self._eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def start(self, netns: int, keep: int = 0) -> None:
         """Start the thread in the network namespace behind descriptor ``netns``.
 
         The calling thread needs CAP_SYS_ADMIN in its own user namespace and in the one that
@@ -74,20 +81,14 @@ class NsThread:
         retains, for low ports; the caller's own are its own affair.  ``netns`` may be closed
         afterwards.  OSError: the namespace cannot be entered, or no thread be made.
         """
-        self._requests: SimpleQueue[_Request | None] = SimpleQueue()
-        self._served: deque[_Request] = deque()
-        self._error: OSError | None = None
-        self._eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         started = _thread.allocate_lock()
         started.acquire()
         try:
             _thread.start_new_thread(self._run, (netns, keep, started))
         except RuntimeError:
-            os.close(self._eventfd)
             raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from None
         started.acquire()
         if self._error is not None:
-            os.close(self._eventfd)
             raise self._error
 
     def fileno(self) -> int:
@@ -102,7 +103,10 @@ class NsThread:
         self._requests.put(_Request(specs, done, None))
 
     def call(self, specs: Sequence[SocketSpec]) -> Made:
-        """Have sockets made and wait for them; result as for :meth:`request`."""
+        """Have sockets made and wait for them; result as for :meth:`request`.
+
+        The thread must have been started.
+        """
         waiter = _thread.allocate_lock()
         waiter.acquire()
         request = _Request(specs, None, waiter)
@@ -123,7 +127,7 @@ class NsThread:
             request.done(request.made)
 
     def close(self) -> None:
-        """End the thread once it has served what was asked before; results are dropped."""
+        """End the thread, which was started, after what was asked before; drop the results."""
         waiter = _thread.allocate_lock()
         waiter.acquire()
         self._requests.put(_Request((), None, waiter))

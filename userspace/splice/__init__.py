@@ -1,0 +1,1 @@
+"""The loopback bypass: connections between namespaces that never touch the link."""

@@ -1,0 +1,368 @@
+"""One spliced TCP connection: two sockets, and data on its way between them.
+
+**Ends.**  Each socket is an :class:`End`.  An end also keeps what belongs to the direction
+*starting* there: data read from it and not yet written to the other end, whether it has
+reached its end of file, and whether that has been passed on.
+
+**Moving data.**  Two ways, chosen anew as data comes.  Small amounts are read into a buffer
+that all connections share, and sent: two system calls, no resources.  When a read fills the
+buffer there is more where that came from, and the direction goes over to splice(2) through
+a pipe that it borrows: also two calls, but the kernel passes pages on instead of copying
+them, up to a megabyte at a time.  When little comes, it returns to the buffer and gives the
+pipe back.  A direction without pipe, because none is to be had, goes on copying.
+
+What the destination does not take stays in the pipe, or is kept aside as ``held`` (at most
+a buffer's worth); then the source is not read until that is gone.  That is all the
+back-pressure there is: the source's receive queue fills and the kernel closes its window.
+
+**Events** are level-triggered, so reading may stop at any time and nothing is missed:
+
+==================================  =============================================
+the end may be read                 IN, RDHUP
+the other end has data for it       OUT, in addition
+neither: blocked, or at its end     none, edge-triggered
+==================================  =============================================
+
+The last because hang-up is reported whether asked for or not, and for as long as it lasts
+if level-triggered.  Hang-up without error just says that both directions of a socket are
+finished; what has arrived on it can still be read.
+
+**The end.**  End of file is passed on with shutdown(2) once all data before it has been
+written, each direction for itself, so connections stay half-closed for as long as their
+owners like.  Both directions finished: both sockets are closed.  Everything else that ends a
+connection (an error on either socket, or of any call) is passed on as what it was: both sockets
+are closed with SO_LINGER 0 and both peers see a reset.
+
+Source: pasta(1); tcp(7), splice(2), epoll(7).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from errno import EAGAIN
+
+from passt.syscalls.sockopt import linger_reset
+from passt.syscalls.splice import splice
+from passt.userspace import log
+from passt.userspace.flow.nat import endpoint
+from passt.userspace.flow.rules import HOST, PIF_NAMES, SPLICE
+from passt.userspace.flow.table import Flow
+from passt.userspace.loop import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from passt.userspace.flow.table import FlowTable
+    from passt.userspace.loop import Loop
+    from passt.userspace.splice.pipes import Pipe, PipePool
+
+#: Size of the shared buffer: a read that fills it starts bulk mode.
+BUFFER_SIZE = 1 << 16
+#: A splice() that brings less than this ends bulk mode.
+BULK_END = 1 << 14
+#: Reads per direction and event: in bulk that is about a millisecond.
+TURNS = 2
+
+_READABLE = EPOLLIN | EPOLLRDHUP
+_MSG_MORE = int(socket.MSG_MORE)
+_RARE = EPOLLOUT | EPOLLERR | EPOLLHUP
+
+_buffer = memoryview(bytearray(BUFFER_SIZE))
+
+
+class Splicing:
+    """What all spliced connections share: the loop, the flow table, pipes."""
+
+    __slots__ = ("loop", "pipes", "table")
+
+    def __init__(self, loop: Loop, table: FlowTable, pipes: PipePool) -> None:
+        self.loop = loop
+        self.table = table
+        self.pipes = pipes
+
+
+class SplicedTcp(Flow):
+    """A connection between ``client``, which we accepted, and ``server``, which we connected."""
+
+    __slots__ = ("_endpoints", "client", "connecting", "server", "shared")
+
+    kind = "TCP connection (spliced)"
+
+    def __init__(
+        self,
+        shared: Splicing,
+        client: socket.socket,
+        server: socket.socket,
+        endpoints: tuple[int, bytes, int, bytes, int],
+    ) -> None:
+        """``endpoints``: pif, address and port of the client, address and port of the server."""
+        super().__init__()
+        self.shared = shared
+        self.client = End(self, client)
+        self.server = End(self, server)
+        self.client.other = self.server
+        self.server.other = self.client
+        #: The server has not answered yet.
+        self.connecting = True
+        self._endpoints = endpoints
+
+    def describe(self) -> str:
+        """Which side, from where, to where on the other side."""
+        pif, source, source_port, target, target_port = self._endpoints
+        there = SPLICE if pif == HOST else HOST
+        return (
+            f"{PIF_NAMES[pif]} {endpoint(source, source_port)} -> "
+            f"{PIF_NAMES[there]} {endpoint(target, target_port)}"
+        )
+
+    def start(self, *, connected: bool) -> None:
+        """Begin, with a server that is ``connected``, or connecting.  OSError if that fails."""
+        client, server = self.client, self.server
+        add = self.shared.loop.add
+        if connected:
+            self.connecting = False
+            # Usually the client has sent something by now.
+            client.copy(0)
+            if self.index < 0:
+                return
+            blocked = client.held is not None
+            client.mask = EPOLLET if blocked else _READABLE
+            server.mask = _READABLE | EPOLLOUT if blocked else _READABLE
+        else:
+            # No data is read from the client before it can go anywhere.
+            client.mask = EPOLLET
+            server.mask = EPOLLOUT
+        add(client.fd, client.mask, client.on_event)
+        add(server.fd, server.mask, server.on_event)
+
+    def answered(self, events: int) -> None:
+        """Something else than an error has come of connecting to the server."""
+        if events & EPOLLHUP:
+            self.reset("hang-up while connecting")
+            return
+        self.connecting = False
+        self.settle()
+
+    def settle(self) -> None:
+        """Ask epoll for what the state of both directions makes interesting."""
+        loop = self.shared.loop
+        for end in (self.client, self.server):
+            other = end.other
+            mask = 0 if end.eof or end.pending or end.held is not None else _READABLE
+            if other.pending or other.held is not None:
+                mask |= EPOLLOUT
+            mask = mask or EPOLLET
+            if mask != end.mask:
+                end.mask = mask
+                try:
+                    loop.modify(end.fd, mask)
+                except OSError as error:
+                    self.reset(error.strerror)
+                    return
+
+    def finish(self) -> None:
+        """Both directions have ended as they should."""
+        if log.debug_on:
+            log.debug("%s: closed", self)
+        self._close()
+
+    def failed(self, end: End) -> None:
+        """There is an error on the socket of ``end``."""
+        try:
+            number = end.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        except OSError as error:
+            number = error.errno or 0
+        self.reset(os.strerror(number))
+
+    def reset(self, reason: str | None) -> None:
+        """End the connection abnormally, as both peers shall see."""
+        if log.debug_on:
+            log.debug("%s: reset: %s", self, reason)
+        for end in (self.client, self.server):
+            try:
+                linger_reset(end.sock)
+            except OSError:
+                # The socket has no connection any more.
+                pass
+        self._close()
+
+    def _close(self) -> None:
+        """Leave loop and table; the sockets are closed at the end of the round."""
+        shared = self.shared
+        for end in (self.client, self.server):
+            if end.pipe is not None:
+                end.leave_bulk(end.pipe)
+            shared.loop.close(end.sock, end.fd)
+            # Without these references nothing has to wait for the garbage collector.
+            del end.flow, end.other
+        shared.table.remove(self)
+
+
+class End:
+    """A socket of a connection, and the direction that starts at it.
+
+    Methods that move data may end the connection; whether they did shows in ``flow.index``.
+    """
+
+    __slots__ = ("done", "eof", "fd", "flow", "held", "mask", "other", "pending", "pipe", "sock")
+
+    #: The other socket of the connection.
+    other: End
+
+    def __init__(self, flow: SplicedTcp, sock: socket.socket) -> None:
+        self.flow = flow
+        self.sock = sock
+        self.fd = sock.fileno()
+        #: Events that epoll is asked for.
+        self.mask = 0
+        #: Bulk mode if there is one; bytes in it.
+        self.pipe: Pipe | None = None
+        self.pending = 0
+        #: Bytes from the buffer that the other end did not take, if there are any.
+        self.held: memoryview | None = None
+        #: Nothing more will be read; and the other end has been told.
+        self.eof = False
+        self.done = False
+
+    def on_event(self, events: int) -> None:
+        """The socket is ready for something."""
+        if events == EPOLLIN and self.mask == _READABLE and self.pipe is None:
+            # The usual case: nothing has been waiting, and there is a message to pass on.
+            if self.copy(0) or self.held is not None:
+                self.forward(events)
+            return
+        if events & _RARE:
+            flow = self.flow
+            if events & EPOLLERR:
+                flow.failed(self)
+                return
+            if flow.connecting:
+                flow.answered(events)
+                return
+            other = self.other
+            if other.pending or other.held is not None:
+                other.forward(0)
+                if flow.index < 0:
+                    return
+            if not events & _READABLE:
+                return
+        if self.mask & EPOLLIN:
+            self.forward(events)
+
+    def forward(self, events: int) -> None:
+        """Move data from this end to the other, until one blocks or it is others' turn.
+
+        ``events`` are those of this end, 0 if it is the other one that is ready.
+        """
+        flow = self.flow
+        for _ in range(TURNS):
+            if (self.pending or self.held is not None) and not self._write_rest():
+                break
+            if not self.eof:
+                pipe = self.pipe
+                if not (self.copy(events) if pipe is None else self._splice(pipe)):
+                    break
+            if self.eof:
+                self._finish()
+                return
+        if flow.index < 0:
+            return
+        blocked = self.pending > 0 or self.held is not None
+        if blocked == bool(self.mask & EPOLLIN):
+            flow.settle()
+
+    def copy(self, events: int) -> bool:
+        """Move one buffer of data; False if there is nothing to do but wait."""
+        try:
+            count = self.sock.recv_into(_buffer)
+        except OSError as error:
+            if error.errno != EAGAIN:
+                self.flow.reset(error.strerror)
+            return False
+        if not count:
+            self.eof = True
+            return True
+        try:
+            # The last data and the end of file leave together, in one segment.
+            sent = self.other.sock.send(_buffer[:count], _MSG_MORE if events & EPOLLRDHUP else 0)
+        except OSError as error:
+            if error.errno != EAGAIN:
+                self.flow.reset(error.strerror)
+                return False
+            sent = 0
+        if sent < count:
+            self.held = memoryview(bytes(_buffer[sent:count]))
+            return False
+        if count == BUFFER_SIZE:
+            self.pipe = self.flow.shared.pipes.take()
+            return True
+        # All there was is gone; if the peer has finished, what comes next is the end of file.
+        return events & EPOLLRDHUP != 0
+
+    def _splice(self, pipe: Pipe) -> bool:
+        """Move as much data as fits into the pipe; False if there is nothing to do but wait."""
+        count = splice(self.fd, pipe.writer, pipe.size)
+        if count <= 0:
+            if count not in (0, -EAGAIN):
+                self.flow.reset(os.strerror(-count))
+                return False
+            # Nothing is there, or urgent data in front, which splice() never takes: to that it
+            # says 0 if the end of file is behind.  What it is recv() will tell.
+            self.leave_bulk(pipe)
+            return count == 0
+        self.pending = count
+        if not self._write_rest():
+            return False
+        if count < BULK_END:
+            self.leave_bulk(pipe)
+        return True
+
+    def _write_rest(self) -> bool:
+        """Write what has been read before; False if some is left, or after a reset."""
+        other = self.other
+        if self.pipe is None:
+            held = self.held
+            assert held is not None
+            try:
+                sent = other.sock.send(held)
+            except OSError as error:
+                if error.errno != EAGAIN:
+                    self.flow.reset(error.strerror)
+                return False
+            if sent < len(held):
+                self.held = held[sent:]
+                return False
+            self.held = None
+            return True
+        moved = splice(self.pipe.reader, other.fd, self.pending)
+        if moved < 0:
+            if moved != -EAGAIN:
+                self.flow.reset(os.strerror(-moved))
+            return False
+        self.pending -= moved
+        return not self.pending
+
+    def leave_bulk(self, pipe: Pipe) -> None:
+        """Give the pipe back; one that is not empty is of no use to others."""
+        if self.pending:
+            pipe.close()
+        else:
+            self.flow.shared.pipes.give_back(pipe)
+        self.pipe = None
+        self.pending = 0
+
+    def _finish(self) -> None:
+        """The end of file is all that is left to be passed on."""
+        flow = self.flow
+        self.done = True
+        if self.pipe is not None:
+            self.leave_bulk(self.pipe)
+        if self.other.done:
+            flow.finish()
+            return
+        try:
+            self.other.sock.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            flow.reset(error.strerror)
+            return
+        flow.settle()
