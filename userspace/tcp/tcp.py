@@ -32,7 +32,7 @@ from passt.userspace.tcp.const import (
 )
 from passt.userspace.tcp.context import Context
 from passt.userspace.tcp.flow import TcpFlow
-from passt.userspace.wire import ipv4, ipv6, tcp
+from passt.userspace.wire import drops, ipv4, ipv6, tcp
 from passt.userspace.wire.checksum import pseudo_sum
 
 TYPE_CHECKING = False
@@ -68,6 +68,7 @@ class Tcp:
         """
         sport, dport, seq, ack, flags, window, start = tcp.parse(buf, l4, end)
         if sport < 0:
+            drops.bump(-sport)
             return False
         if version == 4:
             src, dst = bytes(buf[off + 26 : off + 30]), bytes(buf[off + 30 : off + 34])

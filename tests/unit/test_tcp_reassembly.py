@@ -1,0 +1,73 @@
+"""Out-of-order data against a model that keeps every byte by its number."""
+
+from __future__ import annotations
+
+import itertools
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from passt.userspace.tcp.reassembly import MAX_RANGES, Reassembly
+from passt.userspace.tcp.window import room, usable
+
+BASE = 1 << 33  # unwrapped numbers grow beyond 32 bits
+
+
+@given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 15)), max_size=30), st.integers(0, 60))
+def test_against_a_dictionary(segments: list[tuple[int, int]], arrived: int) -> None:
+    pieces = Reassembly()
+    known: dict[int, int] = {}
+    for count, (start, size) in enumerate(segments):
+        data = bytes((count,)) * size
+        fresh = [at for at in range(start, start + size) if at not in known]
+        assert pieces.insert(BASE + start, memoryview(data)) == len(fresh)
+        known.update((at, count) for at in fresh)
+        assert pieces.size == len(known)
+        spans = sorted((a - BASE & 0xFFFFFFFF, b - BASE & 0xFFFFFFFF) for a, b in pieces.blocks(99))
+        covered = [at for a, b in spans for at in range(a, b)]
+        assert covered == sorted(known)
+        assert all(end < begin for (_, end), (begin, _) in itertools.pairwise(spans))
+        first = pieces.blocks(1)[0]
+        assert first[0] <= (BASE + start) & 0xFFFFFFFF < first[1]
+    found, let_go = pieces.take(BASE + arrived)
+    expected = bytearray()
+    while (at := arrived + len(expected)) in known:
+        expected.append(known[at])
+    assert bytes(found or b"") == bytes(expected)
+    left = [at for at in known if at > arrived + len(expected)]
+    assert pieces.size == len(left)
+    assert let_go == len(known) - len(left)
+    assert bool(pieces) == bool(left)
+
+
+def test_number_of_ranges_is_limited() -> None:
+    pieces = Reassembly()
+    for at in range(MAX_RANGES + 10):
+        pieces.insert(2 * at + 1, memoryview(b"x"))
+    assert pieces.size == MAX_RANGES
+    assert pieces.insert(2, memoryview(b"y")) == 1  # touches a range
+    assert len(pieces.blocks(4)) == 4
+
+
+@given(st.integers(0, 1 << 26))
+def test_usable_part_of_a_buffer(sndbuf: int) -> None:
+    part = usable(sndbuf)
+    assert sndbuf * 3 // 4 - 1 <= part <= sndbuf
+    assert usable(sndbuf + 1) >= part - 1
+    if sndbuf <= 128 << 10:
+        assert part == sndbuf
+    if sndbuf >= 4 << 20:
+        assert part <= sndbuf * 3 // 4
+
+
+@given(
+    st.integers(0, 1 << 24),
+    st.integers(0, 1 << 25),
+    st.integers(0, 1 << 25),
+    st.integers(88, 65495),
+)
+def test_room(sndbuf: int, queued: int, outstanding: int, mss: int) -> None:
+    space = room(sndbuf, queued, outstanding, mss)
+    assert 0 <= space <= max(sndbuf - queued, 0)
+    if queued >= sndbuf:
+        assert space == 0
