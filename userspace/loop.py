@@ -66,10 +66,11 @@ class Loop:
         "_clock",
         "_closing",
         "_deferred",
+        "_ending",
         "_epoll",
+        "_every_round",
         "_exit_status",
         "_handlers",
-        "_idle_work",
         "_sequence",
         "_timers",
         "now",
@@ -87,7 +88,9 @@ class Loop:
         self._sequence = 0
         self._exit_status: int | None = None
         #: Called once at the end of each round, in order of registration.
-        self._idle_work: list[Callable[[], None]] = []
+        self._every_round: list[Callable[[], None]] = []
+        #: There is something to do when this round ends.
+        self._ending = False
         #: Monotonic seconds at the start of this round.
         self.now = clock()
 
@@ -117,10 +120,12 @@ class Loop:
         """Stop watching ``fd`` and close ``sock`` at the end of the round."""
         self.remove(fd)
         self._closing.append(sock)
+        self._ending = True
 
     def defer(self, callback: Callable[[], None]) -> None:
         """Run ``callback`` once at the end of this round, after all events."""
         self._deferred.append(callback)
+        self._ending = True
 
     def again(self, callback: Callable[[], None]) -> None:
         """Run ``callback`` in the next round, which will not sleep."""
@@ -128,7 +133,8 @@ class Loop:
 
     def every_round(self, callback: Callable[[], None]) -> None:
         """Run ``callback`` at the end of every round that had events or timers."""
-        self._idle_work.append(callback)
+        self._every_round.append(callback)
+        self._ending = True
 
     def call_at(self, deadline: float, callback: Callable[[], None]) -> Timer:
         """Run ``callback`` once :attr:`now` has reached ``deadline`` (monotonic seconds)."""
@@ -160,7 +166,6 @@ class Loop:
                 timeout = 0.0
             if 0.0 <= longest < timeout:
                 timeout = longest
-        handlers = self._handlers
         ready = self._epoll.poll(timeout, MAX_EVENTS)
         self.now = now = self._clock()
         if self._again:
@@ -168,23 +173,33 @@ class Loop:
             self._again = []
             for callback in waiting:
                 callback()
+        handlers = self._handlers
         for fd, events in ready:
             handler = handlers.get(fd)
             if handler is not None:
                 handler(events)
+        if timers and timers[0][0] <= now:
+            self._expire(now)
+        if self._ending:
+            self._end_round()
+
+    def _expire(self, now: float) -> None:
+        """Call back the timers that are due."""
+        timers = self._timers
         while timers and timers[0][0] <= now:
             due = heappop(timers)[2].callback
             if due is not None:
                 due()
-        if self._deferred:
-            # Deferred work may defer more; it still belongs to this round.
-            pending = self._deferred
-            for callback in pending:
-                callback()
-            pending.clear()
-        for callback in self._idle_work:
+
+    def _end_round(self) -> None:
+        """Do what was put off until all events of the round were served."""
+        # Deferred work may defer more; it still belongs to this round.
+        for callback in self._deferred:
             callback()
-        if self._closing:
-            for sock in self._closing:
-                sock.close()
-            self._closing.clear()
+        self._deferred.clear()
+        for callback in self._every_round:
+            callback()
+        for sock in self._closing:
+            sock.close()
+        self._closing.clear()
+        self._ending = bool(self._every_round)
