@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     #: (level, name, value) of setsockopt(2).
     Option = tuple[int, int, int | bytes]
     #: Specification as plain values, see :meth:`SocketSpec.plain`.
-    PlainSpec = tuple[int, int, tuple[Option, ...], SockName | None, int]
+    PlainSpec = tuple[int, int, tuple[Option, ...], SockName | None, int, int]
 
 _SO_BINDTODEVICE = 25
 
@@ -37,9 +37,10 @@ class SocketSpec:
     * ``device``: interface that the socket is bound to first of all, empty for none.
     * ``address``: what to bind to, as the socket module has it, ``None`` to leave it unbound.
     * ``backlog``: for listen(2), −1 to leave it at that.
+    * ``protocol``: as of socket(2).
     """
 
-    __slots__ = ("address", "backlog", "family", "kind", "options")
+    __slots__ = ("address", "backlog", "family", "kind", "options", "protocol")
 
     def __init__(
         self,
@@ -50,6 +51,7 @@ class SocketSpec:
         device: str = "",
         address: SockName | None = None,
         backlog: int = -1,
+        protocol: int = 0,
     ) -> None:
         if device:
             bind = (socket.SOL_SOCKET, _SO_BINDTODEVICE, os.fsencode(device))
@@ -59,16 +61,17 @@ class SocketSpec:
         self.options = options
         self.address = address
         self.backlog = backlog
+        self.protocol = protocol
 
     def plain(self) -> PlainSpec:
         """The specification as a tuple of plain values."""
-        return self.family, self.kind, self.options, self.address, self.backlog
+        return self.family, self.kind, self.options, self.address, self.backlog, self.protocol
 
 
 def open_socket(plain: PlainSpec) -> socket.socket:
     """Make the socket that ``plain`` describes, here; OSError if a step fails."""
-    family, kind, options, address, backlog = plain
-    sock = socket.socket(family, kind)
+    family, kind, options, address, backlog, protocol = plain
+    sock = socket.socket(family, kind, protocol)
     try:
         for level, name, value in options:
             sock.setsockopt(level, name, value)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     #: Makes an unbound, non-blocking socket of a family, bound to a device if one is named.
     NewSocket = Callable[[int, str], socket.socket]
 
+_EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE))
 _PROTOCOLS = {socket.IPPROTO_TCP: "TCP", socket.IPPROTO_UDP: "UDP"}
 
 
@@ -35,18 +36,23 @@ class ListenError(Exception):
 def open_listeners(
     config: Config, protocol: int, new_socket: NewSocket
 ) -> list[tuple[Rule, int, socket.socket]]:
-    """One bound socket for each port of each rule of ``protocol`` in ``config.rules``.
+    """One bound socket for each port of each fixed rule of ``protocol`` in ``config.rules``.
 
-    Raises :class:`ListenError` for the first that fails, after closing the others.
+    Raises :class:`ListenError` for the first that fails, after closing the others; for rules
+    that are best effort, only if all fail, or if there are no more descriptors.
     """
     opened: list[tuple[Rule, int, socket.socket]] = []
     for rule in config.rules:
-        if rule.protocol != protocol:
+        if rule.protocol != protocol or rule.auto:
             continue
+        before = len(opened)
         for port in range(rule.first, rule.last + 1):
             try:
                 opened.append((rule, port, _open(config, rule, port, new_socket)))
             except OSError as error:
+                last = port == rule.last and len(opened) == before
+                if rule.best_effort and error.errno not in _EXHAUSTED and not last:
+                    continue
                 for _, _, sock in opened:
                     sock.close()
                 where = _where(_address(config, rule), rule.ifname)

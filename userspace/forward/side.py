@@ -1,0 +1,214 @@
+"""The listening sockets of one side, host or namespace: all rules of a table.
+
+Before there is a loop, sockets are opened at once, and it is an error if those of a fixed
+rule cannot be had.  Later, they are opened in batches, one per round, so that a rule for
+thousands of ports does not keep traffic waiting, and errors are just reported.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from passt.kernel.errors import SetupError
+from passt.userspace.forward.binding import Binding
+from passt.userspace.forward.sockets import plans
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from typing import Protocol
+
+    from passt.kernel.sockets import SocketSpec
+    from passt.userspace.config.model import Config
+    from passt.userspace.flow.rules import RuleTable
+    from passt.userspace.forward.binding import Owner
+    from passt.userspace.loop import Loop
+
+    Made = list[socket.socket | OSError]
+    #: Makes sockets at once.
+    Make = Callable[[Sequence[SocketSpec]], Made]
+
+    class Opener(Protocol):
+        """Makes sockets on the side concerned: the namespace's thread, for one."""
+
+        def request(self, specs: Sequence[SocketSpec], done: Callable[[Made], object]) -> None:
+            """Have sockets made, and ``done`` called with them or errors, at once or later."""
+
+
+#: Sockets opened per round: some milliseconds' worth.
+_BATCH = 256
+
+#: What follows the line about the first socket that could not be opened.
+_GIVING_UP = "Couldn't listen on requested ports"
+
+
+class ForwardError(SetupError):
+    """Sockets of a rule cannot be opened; the text, of two lines, is for the user."""
+
+
+class Side:
+    """Sockets for the rules of ``table``."""
+
+    __slots__ = (
+        "_busy",
+        "_config",
+        "_loop",
+        "_opener",
+        "_owners",
+        "_queue",
+        "bindings",
+        "report",
+        "scope",
+        "settled",
+        "table",
+    )
+
+    def __init__(
+        self,
+        table: RuleTable,
+        config: Config,
+        report: Callable[[list[str]], None],
+        settled: Callable[[], None],
+    ) -> None:
+        self._config = config
+        self.table = table
+        #: In the order of the table.
+        self.bindings: list[Binding] = []
+        #: Index of the interface that link-local addresses are taken to be on.
+        self.scope = 0
+        #: Called with lines for the user, and when the last of the sockets asked for is there.
+        self.report = report
+        self.settled = settled
+        self._loop: Loop | None = None
+        self._opener: Opener | None = None
+        self._owners: Mapping[int, Owner] = {}
+        #: Ports still to be asked for.
+        self._queue: deque[tuple[Binding, list[int]]] = deque()
+        #: A batch has been asked for.
+        self._busy = False
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is left to be opened."""
+        return not self._busy and not self._queue
+
+    def ours(self, protocol: int) -> int:
+        """The set of ports that are open here for ``protocol``, or about to be."""
+        bits = 0
+        for binding in self.bindings:
+            if binding.rule.protocol == protocol:
+                bits |= binding.bits()
+        return bits
+
+    # At start.
+
+    def bind_rules(self) -> None:
+        """Make a binding, without sockets, for each rule of the table."""
+        pif = self.table.pif
+        self.bindings = [
+            Binding(rule, pif, plans(rule, self._config, self.scope)) for rule in self.table
+        ]
+
+    def open_now(self, binding: Binding, ports: Sequence[int], make: Make) -> None:
+        """Open ``ports`` of ``binding``.
+
+        :class:`ForwardError` if one of them cannot be opened and the rule is not best effort,
+        if none of a fixed rule can, and if nothing more can be opened at all.
+        """
+        for start in range(0, len(ports), _BATCH):
+            batch = ports[start : start + _BATCH]
+            while batch:
+                batch = binding.expect(batch)
+                specs = binding.specs(batch)
+                batch = binding.land(batch, make(specs)) if specs else ()
+        self._check(binding)
+
+    def _check(self, binding: Binding) -> None:
+        """Raise for failures of ``binding`` that somebody has to be told of."""
+        news = binding.news()
+        if news:
+            raise ForwardError(f"{news[0]}\n{_GIVING_UP}")
+
+    def attach(self, loop: Loop, owners: Mapping[int, Owner], opener: Opener) -> None:
+        """Have the sockets served, by protocol, and use ``opener`` from now on.
+
+        :class:`ForwardError` if that fails as :meth:`open_now` does.
+        """
+        self._loop = loop
+        self._owners = owners
+        self._opener = opener
+        for binding in self.bindings:
+            binding.attach(owners[binding.rule.protocol])
+            self._check(binding)
+
+    # Later.
+
+    def replace(self, table: RuleTable) -> None:
+        """Go over to ``table``: sockets of rules that are in both stay open.
+
+        Those of other rules are closed now, and to be opened with :meth:`open`.
+        """
+        kept = {binding.rule: binding for binding in self.bindings}
+        old = self.bindings
+        self.table = table
+        self.bindings = []
+        for rule in table:
+            binding = kept.get(rule)
+            if binding is None:
+                binding = Binding(rule, table.pif, plans(rule, self._config, self.scope))
+                binding.attach(self._owners[rule.protocol])
+            self.bindings.append(binding)
+        staying = set(self.bindings)
+        for binding in old:
+            if binding not in staying:
+                binding.end()
+        self._queue = deque(item for item in self._queue if not item[0].dead)
+
+    def open(self, binding: Binding, ports: Iterable[int]) -> None:
+        """Have ``ports`` of ``binding`` opened, from the next round on."""
+        wanted = binding.expect(ports)
+        if not wanted:
+            return
+        idle = self.idle
+        self._queue.append((binding, wanted))
+        if idle:
+            self._next_round()
+
+    def _next_round(self) -> None:
+        assert self._loop is not None
+        self._loop.again(self._pump)
+
+    def _pump(self) -> None:
+        """Ask for a batch of sockets."""
+        if not self._queue or self._busy:
+            return
+        binding, ports = self._queue[0]
+        batch = ports[:_BATCH]
+        del ports[:_BATCH]
+        if not ports:
+            self._queue.popleft()
+
+        def landed(made: Made) -> None:
+            self._busy = False
+            again = binding.land(batch, made)
+            if again:
+                self._queue.appendleft((binding, binding.expect(again)))
+            self._told(binding)
+
+        specs = binding.specs(batch)
+        if specs:
+            assert self._opener is not None
+            self._busy = True
+            self._opener.request(specs, landed)
+        else:
+            self._told(binding)
+
+    def _told(self, binding: Binding) -> None:
+        """Report what came of a batch, and go on."""
+        if not binding.dead:
+            self.report(binding.news())
+        if self._queue:
+            self._next_round()
+        else:
+            self.settled()
