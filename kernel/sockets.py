@@ -40,7 +40,7 @@ class SocketSpec:
     * ``protocol``: as of socket(2).
     """
 
-    __slots__ = ("address", "backlog", "family", "kind", "options", "protocol")
+    __slots__ = ("_plain",)
 
     def __init__(
         self,
@@ -56,16 +56,18 @@ class SocketSpec:
         if device:
             bind = (socket.SOL_SOCKET, _SO_BINDTODEVICE, os.fsencode(device))
             options = (bind, *options)
-        self.family = int(family)
-        self.kind = int(kind)
-        self.options = options
-        self.address = address
-        self.backlog = backlog
-        self.protocol = protocol
+        self._plain: PlainSpec = int(family), int(kind), options, address, backlog, protocol
+
+    def at(self, address: SockName) -> SocketSpec:
+        """The same specification with another address, of the same family."""
+        family, kind, options, _, backlog, protocol = self._plain
+        spec = SocketSpec.__new__(SocketSpec)
+        spec._plain = family, kind, options, address, backlog, protocol
+        return spec
 
     def plain(self) -> PlainSpec:
-        """The specification as a tuple of plain values."""
-        return self.family, self.kind, self.options, self.address, self.backlog, self.protocol
+        """The specification as a tuple of plain values: family, kind, options, address, …"""
+        return self._plain
 
 
 def open_socket(plain: PlainSpec) -> socket.socket:

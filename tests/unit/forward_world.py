@@ -81,9 +81,10 @@ class FakeSide:
 
     def _make(self, spec: SocketSpec) -> socket.socket | OSError:
         self.specs.append(spec)
-        assert spec.address is not None
-        port = spec.address[1]
-        protocol = IPPROTO_TCP if spec.kind & socket.SOCK_STREAM else IPPROTO_UDP
+        _, kind, _, address, _, _ = spec.plain()
+        assert address is not None
+        port = address[1]
+        protocol = IPPROTO_TCP if kind & socket.SOCK_STREAM else IPPROTO_UDP
         number = self.errors.get(port, self.errors.get(None, 0))
         if (protocol, port) in self.others or (protocol, port) in self.bound:
             number = number or errno.EADDRINUSE

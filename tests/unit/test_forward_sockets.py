@@ -85,15 +85,15 @@ def test_rules_of_a_disabled_version_cannot_be_opened() -> None:
 
 def test_ways_without_ipv6() -> None:
     first, second = plans(rule(T), config(), 0)
-    assert first.spec(80).address == ("::", 80, 0, 0)
-    assert second.spec(80).address == ("0.0.0.0", 80)
+    assert first.spec(80).plain()[3] == ("::", 80, 0, 0)
+    assert second.spec(80).plain()[3] == ("0.0.0.0", 80)
     assert errno.EAFNOSUPPORT in NO_IPV6
 
 
 def test_link_local_addresses_have_a_scope_unless_a_device_says_it() -> None:
     def scopes(address: bytes, ifname: str = "") -> int:
         (plan,) = plans(rule(T, address, ifname), config(), 7)
-        made = plan.spec(80).address
+        made = plan.spec(80).plain()[3]
         assert made is not None
         assert len(made) == 4
         return made[3]

@@ -125,16 +125,17 @@ class Binding:
         self.asked.difference_update(ports)
         self._bits = None
         for port, sock in zip(ports, made, strict=True):
-            if isinstance(sock, OSError):
+            if not isinstance(sock, OSError):
+                if self.dead:
+                    sock.close()
+                else:
+                    self._take(port, sock)
+            else:
                 number = sock.errno or errno.EIO
                 if number in NO_IPV6 and len(self._plans) > 1:
                     again.append(port)
                 else:
                     self._fail(port, number)
-            elif self.dead:
-                sock.close()
-            else:
-                self._take(port, sock)
         if again:
             del self._plans[0]
         return again
@@ -218,4 +219,5 @@ class Binding:
                 self._fail(port, error.errno or errno.EIO)
                 return
         self._sockets[port] = handle
-        self.failed.pop(port, None)
+        if self.failed:
+            self.failed.pop(port, None)

@@ -32,7 +32,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from passt.kernel.sockets import Option, SockName
+    from passt.kernel.sockets import Option
     from passt.userspace.config.model import Config
     from passt.userspace.flow.rules import Rule
 
@@ -63,7 +63,7 @@ _FREEBIND = {
 class Plan:
     """One way to make the sockets of a rule; only the port is open."""
 
-    __slots__ = ("_family", "_host", "_kind", "_options", "_scope")
+    __slots__ = ("_host", "_scope", "_template", "_v4")
 
     def __init__(
         self,
@@ -84,23 +84,18 @@ class Plan:
         if freebind:
             options += (_FREEBIND[family],)
         kind = socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM
-        template = SocketSpec(
+        self._template = SocketSpec(
             family, kind | socket.SOCK_NONBLOCK, options=options, device=rule.ifname
         )
-        self._family = template.family
-        self._kind = template.kind
-        self._options = template.options
+        self._v4 = family == socket.AF_INET
         self._host = text(address)
         self._scope = scope
 
     def spec(self, port: int) -> SocketSpec:
         """The specification of the socket for ``port``."""
-        address: SockName
-        if self._family == socket.AF_INET:
-            address = self._host, port
-        else:
-            address = self._host, port, 0, self._scope
-        return SocketSpec(self._family, self._kind, options=self._options, address=address)
+        if self._v4:
+            return self._template.at((self._host, port))
+        return self._template.at((self._host, port, 0, self._scope))
 
 
 def plans(rule: Rule, config: Config, scope: int) -> list[Plan]:
