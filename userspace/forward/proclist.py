@@ -42,14 +42,14 @@ _READ_SIZE = 8192
 
 
 def open_port_lists() -> list[int | None]:
-    """Open the lists of this network namespace; ``None`` for those that do not exist."""
+    """Open the lists of the calling thread's network namespace; ``None`` for missing ones."""
     fds: list[int | None] = []
     for name in PORT_LISTS:
         try:
-            fds.append(os.open(f"/proc/self/net/{name}", os.O_RDONLY | os.O_CLOEXEC))
+            fds.append(os.open(f"/proc/thread-self/net/{name}", os.O_RDONLY | os.O_CLOEXEC))
         except OSError as error:
             if name in ("tcp", "udp"):
-                log.warn(f"Couldn't open /proc/self/net/{name}: {error.strerror}")
+                log.warn(f"Couldn't open /proc/thread-self/net/{name}: {error.strerror}")
             fds.append(None)
     return fds
 
