@@ -32,6 +32,9 @@ class FakeSocket:
         self.port = port
         self.open = True
 
+    def fileno(self) -> int:
+        return 3 if self.open else -1
+
     def close(self) -> None:
         assert self.open, "closed twice"
         self.open = False
@@ -103,6 +106,8 @@ class FakeOwner:
         self.loop = loop
         self.served: list[tuple[FakeSocket, Rule, int, int]] = []
         self.refuse: dict[int, int] = {}
+        #: Sockets given back to us are kept open.
+        self.lingering: list[FakeSocket] | None = None
 
     def attach_listener(self, sock: socket.socket, rule: Rule, port: int, pif: int) -> object:
         if port in self.refuse:
@@ -114,7 +119,8 @@ class FakeOwner:
     def detach_listener(self, handle: object) -> None:
         listener = cast(tuple[FakeSocket, Rule, int, int], handle)
         self.served.remove(listener)
-        self.loop.closing.append(listener[0])
+        closing = self.loop.closing if self.lingering is None else self.lingering
+        closing.append(listener[0])
 
 
 class FakeLoop:

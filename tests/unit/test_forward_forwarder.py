@@ -324,6 +324,27 @@ def test_sockets_on_their_way_are_ours() -> None:
     assert not world.host.bound
 
 
+def test_sockets_that_are_closed_later_are_ours_until_then() -> None:
+    """The UDP translator keeps listening sockets for flows that have no other."""
+    world = both_ways()
+    world.ns.others = {(U, 53)}
+    world.start()
+    world.udp.lingering = []
+    world.ns.others = set()
+    for _ in range(3):
+        world.loop.wait()
+        assert world.host.listening(U) == [53]
+        assert not world.udp.served
+        assert not world.ns.bound
+    (sock,) = world.udp.lingering
+    sock.close()
+    world.udp.lingering = None
+    world.ns.others = {(U, 53)}
+    world.loop.wait()
+    world.check()
+    assert world.host.listening(U) == [53]
+
+
 def test_gone_before_it_arrived() -> None:
     world = both_ways().start()
     world.ns.delayed = []

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
             """Start to serve ``sock``, bound to ``port``; a handle.  OSError if it cannot."""
 
         def detach_listener(self, handle: object) -> None:
-            """Close the socket behind ``handle``, at the end of the round at the latest."""
+            """Close the socket behind ``handle``, later if something still depends on it."""
 
 
 #: Privilege that is not there now will not be there later.
@@ -72,8 +72,8 @@ class Binding:
         self.failed: dict[int, int] = {}
         self._plans = plans
         self._owner: Owner | None = None
-        #: By port: the socket, later the owner's handle.
-        self._sockets: dict[int, object] = {}
+        #: By port: the socket, and the owner's handle for it.
+        self._sockets: dict[int, tuple[socket.socket, object]] = {}
         #: The set of ports open or asked for, ``None`` if it has to be made anew.
         self._bits: int | None = 0
         #: Ports that failed since :meth:`news` was asked.
@@ -145,23 +145,27 @@ class Binding:
         self._owner = owner
         sockets = self._sockets
         self._sockets = {}
-        for port, sock in sockets.items():
-            self._take(port, sock)  # type: ignore[arg-type]
+        for port, (sock, _) in sockets.items():
+            self._take(port, sock)
 
-    def close(self, ports: Iterable[int]) -> None:
-        """Close the sockets of ``ports``; connections made by way of them go on."""
+    def close(self, ports: Iterable[int]) -> list[tuple[int, socket.socket]]:
+        """Close the sockets of ``ports``; connections made by way of them go on.
+
+        Returns ports and sockets, as their owner may have reasons to leave them open.
+        """
+        assert self._owner is not None
+        closing = []
         for port in ports:
-            handle = self._sockets.pop(port)
-            if self._owner is not None:
-                self._owner.detach_listener(handle)
-            else:
-                handle.close()  # type: ignore[attr-defined]
+            sock, handle = self._sockets.pop(port)
+            self._owner.detach_listener(handle)
+            closing.append((port, sock))
         self._bits = None
+        return closing
 
-    def end(self) -> None:
-        """Close everything: the rule is gone."""
+    def end(self) -> list[tuple[int, socket.socket]]:
+        """Close everything: the rule is gone.  Returns the same as :meth:`close`."""
         self.dead = True
-        self.close(list(self._sockets))
+        return self.close(list(self._sockets))
 
     def news(self) -> list[str]:
         """What to tell the user of failures since the last time, a line each."""
@@ -210,7 +214,7 @@ class Binding:
 
     def _take(self, port: int, sock: socket.socket) -> None:
         """Keep ``sock``, and have it served if there is somebody to do so."""
-        handle: object = sock
+        handle: object = None
         if self._owner is not None:
             try:
                 handle = self._owner.attach_listener(sock, self.rule, port, self.pif)
@@ -218,6 +222,6 @@ class Binding:
                 sock.close()
                 self._fail(port, error.errno or errno.EIO)
                 return
-        self._sockets[port] = handle
+        self._sockets[port] = sock, handle
         if self.failed:
             self.failed.pop(port, None)

@@ -213,9 +213,7 @@ class Forwarder:
         for side, binding, ports in self._plan():
             have = binding.bits()
             if ports != have:
-                surplus = have & ~ports
-                if surplus:
-                    binding.close(port for port in ports_in(surplus) if port not in binding.asked)
+                side.close(binding, ports_in(have & ~ports))
                 side.open(binding, ports_in(ports & ~have))
 
     def _plan(self) -> list[tuple[Side, Binding, int]]:

@@ -11,6 +11,7 @@ from collections import deque
 
 from passt.kernel.errors import SetupError
 from passt.userspace.forward.binding import Binding
+from passt.userspace.forward.portset import portset
 from passt.userspace.forward.sockets import plans
 
 TYPE_CHECKING = False
@@ -52,6 +53,7 @@ class Side:
 
     __slots__ = (
         "_busy",
+        "_closing",
         "_config",
         "_loop",
         "_opener",
@@ -87,6 +89,8 @@ class Side:
         self._queue: deque[tuple[Binding, list[int]]] = deque()
         #: A batch has been asked for.
         self._busy = False
+        #: Protocol, port and socket of listeners given up, which may still be open.
+        self._closing: list[tuple[int, int, socket.socket]] = []
 
     @property
     def idle(self) -> bool:
@@ -94,8 +98,9 @@ class Side:
         return not self._busy and not self._queue
 
     def ours(self, protocol: int) -> int:
-        """The set of ports that are open here for ``protocol``, or about to be."""
-        bits = 0
+        """The set of ports that are open here for ``protocol``, about to be, or still."""
+        self._closing = [each for each in self._closing if each[2].fileno() >= 0]
+        bits = portset(port for kind, port, _ in self._closing if kind == protocol)
         for binding in self.bindings:
             if binding.rule.protocol == protocol:
                 bits |= binding.bits()
@@ -162,8 +167,15 @@ class Side:
         staying = set(self.bindings)
         for binding in old:
             if binding not in staying:
-                binding.end()
+                self._given_up(binding, binding.end())
         self._queue = deque(item for item in self._queue if not item[0].dead)
+
+    def close(self, binding: Binding, ports: Iterable[int]) -> None:
+        """Close those of ``ports`` that are open; those just being opened have to wait."""
+        self._given_up(binding, binding.close(port for port in ports if port not in binding.asked))
+
+    def _given_up(self, binding: Binding, closing: list[tuple[int, socket.socket]]) -> None:
+        self._closing += [(binding.rule.protocol, port, sock) for port, sock in closing]
 
     def open(self, binding: Binding, ports: Iterable[int]) -> None:
         """Have ``ports`` of ``binding`` opened, from the next round on."""
