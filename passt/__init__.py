@@ -5,6 +5,8 @@ services, command lines), ``passt.kernel`` (what is asked of or put into the ker
 ``passt.syscalls`` (thin ctypes wrappers without policy).
 """
 
-from passt.version import VERSION as __version__
+from passt import version
+
+__version__ = version.VERSION
 
 __all__ = ["__version__"]
