@@ -153,7 +153,7 @@ def test_guest_without_window_scaling(
         server.sendall(bytes(20000))
         raw.expect(lambda s: s.payload)
         time.sleep(0.2)
-        assert sum(len(segment.payload) for segment in raw.segments()) == 3000
+        assert 1540 < sum(len(segment.payload) for segment in raw.segments()) <= 3000
         assert raw.segments()[-1].window > 10000
 
 
@@ -263,7 +263,7 @@ def test_empty_ack_comes_first(guest: RawGuest, remote: Netns, version: int) -> 
     with remote.connect(net.HOST[version], 7001) as client:
         client.sendall(b"waiting already")
         raw, syn = accept(guest, version, 7001, since=since)
-        assert set(syn.options) <= {"MSS", "NOP", "WScale"}
+        assert {"MSS", "WScale"} <= set(syn.options) <= {"MSS", "NOP", "WScale", "SAckOK"}
         assert raw.read(15) == b"waiting already"
         after_syn = [s for s in raw.segments() if "S" not in s.flags]
         assert (after_syn[0].flags, after_syn[0].payload) == ("A", b"")

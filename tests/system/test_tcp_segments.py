@@ -252,8 +252,7 @@ def test_headers(opened: Opened, version: int) -> None:
         ip = frame.packet.payload
         assert len(frame.raw) >= 60
         if version == 4:
-            assert (ip.ttl, ip.tos, str(ip.flags), ip.id) == (255, 0, "DF", 0) or ip.len > 1500
-            assert ip.ihl == 5
+            assert (ip.ttl, ip.tos, str(ip.flags), ip.ihl) == (255, 0, "DF", 5)
         else:
             assert (ip.hlim, ip.tc) == (255, 0)
             labels.add(ip.fl)
@@ -280,7 +279,7 @@ def test_segments_respect_mss_and_window(guest: RawGuest, remote: Netns, version
     opened.server.send(bytes(1 << 20))
     quiet(opened.raw, 0.4)
     segments = [s for s in opened.raw.segments() if s.payload]
-    assert sum(len(s.payload) for s in segments) == 12800
+    assert 12800 - 1460 < sum(len(s.payload) for s in segments) <= 12800
     assert max(len(s.payload) for s in segments) <= 1460
 
 

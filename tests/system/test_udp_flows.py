@@ -8,6 +8,7 @@ import random
 import socket
 import struct
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -38,6 +39,20 @@ def recv_all(sock: socket.socket, count: int, timeout: float = 5.0) -> list[byte
     return data
 
 
+@pytest.fixture
+def one_processor(path: Path) -> Iterator[None]:
+    """Keep test and pasta on one processor.
+
+    A veth pair has a queue per processor, so that the kernel itself reorders what a process sends
+    while it is moved from one to another.
+    """
+    before = os.sched_getaffinity(0)
+    for pid in (0, path.pasta.process.pid):
+        os.sched_setaffinity(pid, {min(before)})
+    yield
+    os.sched_setaffinity(0, before)
+
+
 # -- content -------------------------------------------------------------------------------------
 
 
@@ -54,15 +69,8 @@ def test_sizes_both_ways(path: Path) -> None:
             assert client.recv(65535) == data[::-1]
 
 
-def test_burst_keeps_its_order(request: pytest.FixtureRequest, path: Path) -> None:
-    """The first burst of a new client: flow creation must not let later datagrams overtake.
-
-    Everything is kept on one processor: a veth pair has a queue per processor, so that the kernel
-    itself reorders what a migrating process sends.
-    """
-    for pid in (0, path.pasta.process.pid):
-        os.sched_setaffinity(pid, {0})
-    request.addfinalizer(lambda: os.sched_setaffinity(0, range(os.cpu_count() or 1)))
+def test_burst_keeps_its_order(one_processor: None, path: Path) -> None:
+    """The first burst of a new client: flow creation must not let later datagrams overtake."""
     with path.udp_server() as server, path.udp_client() as client, path.udp_client() as second:
         for number in range(100):
             client.send(b"a%03d" % number)
@@ -73,7 +81,7 @@ def test_burst_keeps_its_order(request: pytest.FixtureRequest, path: Path) -> No
             assert mine == [letter + b"%03d" % number for number in range(100)]
 
 
-def test_burst_of_answers(path: Path) -> None:
+def test_burst_of_answers(one_processor: None, path: Path) -> None:
     """32 different datagrams in one wake-up: each once, in order, with its own length."""
     with path.udp_server() as server, path.udp_client() as client:
         client.send(b"?")
@@ -97,7 +105,7 @@ def test_clients_are_not_mixed_up(path: Path) -> None:
                 assert client.recv(100) == b"answer to %d %d" % (index, round_)
 
 
-def test_server_may_stream(path: Path) -> None:
+def test_server_may_stream(one_processor: None, path: Path) -> None:
     """One request, many answers, also after a pause."""
     with path.udp_server() as server, path.udp_client() as client:
         client.send(b"go")
