@@ -18,6 +18,7 @@ from passt.userspace.loop import EPOLLIN, Loop
 from passt.userspace.pcap import Pcap
 from passt.userspace.stack import Stack
 from passt.userspace.stats import Statistics
+from passt.userspace.tcp.accept import Acceptors
 from passt.userspace.tcp.context import Context
 from passt.userspace.tcp.tcp import Tcp
 
@@ -85,8 +86,9 @@ class Engine:
             statistics = Statistics(config.stats_interval, loop, link, table)
             loop.every_round(statistics.tick)
         if tcp_side is not None:
+            acceptors = Acceptors(loop, tcp_side, None)
             for rule, port, sock in listeners.tcp:
-                tcp_side.attach_listener(sock, rule, port)
+                acceptors.attach_listener(sock, rule, port)
         if udp_side is not None:
             for rule, port, sock in listeners.udp:
                 udp_side.attach_listener(sock, rule, port)

@@ -15,12 +15,14 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from passt.userspace.config.model import Config, Rule
+from passt.userspace.config.model import Config
 from passt.userspace.flow.nat import Nat
+from passt.userspace.flow.rules import Rule
 from passt.userspace.flow.table import FlowTable
 from passt.userspace.link.base import GSO_NONE, GSO_TCPV4, GSO_TCPV6
 from passt.userspace.loop import Loop
 from passt.userspace.stack import Stack
+from passt.userspace.tcp.accept import Acceptors
 from passt.userspace.tcp.const import ACK, ESTABLISHED, FIN, PSH, RST, SYN
 from passt.userspace.tcp.context import Context, Features
 from passt.userspace.tcp.flow import TcpFlow
@@ -159,6 +161,7 @@ class Host:
             self.config, self.nat, self.loop, self.link, self.table, features=features
         )
         self.tcp = Tcp(self.ctx)
+        self.acceptors = Acceptors(self.loop, self.tcp, None)
         self.stack = Stack(self.config, self.nat, self.link, self.tcp, None, None)
         self._owned: list[socket.socket] = []
 
@@ -258,7 +261,7 @@ class Host:
         sock = self.own(socket.socket(family, socket.SOCK_STREAM))
         sock.bind(("127.0.0.1" if family == socket.AF_INET else "::1", 0))
         host, port = sock.getsockname()[:2]
-        self.tcp.attach_listener(sock, Rule(socket.IPPROTO_TCP, port, port, guest_port), port)
+        self.acceptors.attach_listener(sock, Rule(socket.IPPROTO_TCP, port, port, guest_port), port)
         return host, port
 
     def connect(self, where: tuple[str, int]) -> socket.socket:

@@ -8,7 +8,8 @@ import struct
 
 import pytest
 
-from passt.userspace.config.model import Config, Rule
+from passt.userspace.config.model import Config
+from passt.userspace.flow.rules import Rule
 from passt.userspace.wire.tcp_options import syn_options
 from tests.unit import fakes
 from tests.unit.tcp_kit import (
@@ -147,7 +148,7 @@ def test_ipv4_client_of_a_dual_stack_listener() -> None:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         sock.bind(("::", 0))
         port = sock.getsockname()[1]
-        host.tcp.attach_listener(sock, Rule(6, port, port, 80), port)
+        host.acceptors.attach_listener(sock, Rule(6, port, port, 80), port)
         host.connect(("127.0.0.1", port))
         (syn,) = host.take()
         assert (syn.src, syn.dst, syn.dport) == (fakes.GATEWAY4, fakes.GUEST4, 80)

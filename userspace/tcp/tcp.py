@@ -11,21 +11,17 @@ import errno
 import socket
 import struct
 
-from passt.syscalls.sockopt import linger_reset
 from passt.userspace import log
 from passt.userspace.flow import nat as addresses
-from passt.userspace.loop import EPOLLIN
 from passt.userspace.tcp import unreachable
+from passt.userspace.tcp.accept import refuse
 from passt.userspace.tcp.const import (
-    ACCEPT_BATCH,
-    ACCEPT_PAUSE,
     ACK,
     CLOSED,
     FIN,
     FLOW_EVENTS,
     INACTIVITY_INTERVAL,
     KEEPALIVE_INTERVAL,
-    LISTEN_BACKLOG,
     RST,
     SCAN_BATCH,
     SYN,
@@ -41,11 +37,6 @@ if TYPE_CHECKING:
 
 _PORTS = struct.Struct("!HH")
 _SO_BINDTODEVICE = 25
-#: Errors of accept() that concern one connection, not the listener (accept(2)).
-_ACCEPT_PASSING = frozenset(
-    (errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH,
-     errno.EPERM)
-)  # fmt: skip
 
 
 class Tcp:
@@ -54,7 +45,6 @@ class Tcp:
     def __init__(self, ctx: Context) -> None:
         self.ctx = ctx
         ctx.on_opened = self._keep_up
-        self._listeners: list[_Acceptor] = []
         self._scans = 0
         self._scanning = False
         self._to_scan: list[TcpFlow] = []
@@ -210,22 +200,16 @@ class Tcp:
 
     # From the host.
 
-    def attach_listener(self, sock: socket.socket, rule: Rule, port: int) -> None:
-        """Start to accept connections on ``sock``, bound to ``port`` for ``rule``."""
-        sock.setblocking(False)
-        sock.listen(LISTEN_BACKLOG)
-        acceptor = _Acceptor(self, sock, rule, port)
-        self._listeners.append(acceptor)
-        acceptor.resume()
-
     def accepted(self, sock: socket.socket, peer: tuple[bytes, int], rule: Rule, port: int) -> bool:
         """Offer a connection from ``peer`` to the guest; False if the flow table is full."""
         ctx = self.ctx
         source, source_port = peer
-        seen = ctx.nat.inbound_source(source) if addresses.is_unicast(source) else None
-        target = None if seen is None else ctx.nat.inbound_target(seen)
+        target = rule.target
+        seen = ctx.nat.inbound_source(source, target) if addresses.is_unicast(source) else None
+        if target is None and seen is not None:
+            target = ctx.nat.inbound_target(seen)
         guest_port = rule.to + port - rule.first
-        if seen is None or target is None or not source_port:
+        if seen is None or target is None or len(target) != len(seen) or not source_port:
             log.limited(
                 "tcp-accept", log.ERR, "No rules to forward HOST TCP %s -> port %d",
                 addresses.endpoint(source, source_port), port,
@@ -293,57 +277,6 @@ class Tcp:
             self._keep_up()
 
 
-class _Acceptor:
-    """Accepts the connections of one listening socket, in bounded batches."""
-
-    __slots__ = ("_port", "_rule", "_sock", "_tcp")
-
-    def __init__(self, owner: Tcp, sock: socket.socket, rule: Rule, port: int) -> None:
-        self._tcp = owner
-        self._sock = sock
-        self._rule = rule
-        self._port = port
-
-    def resume(self) -> None:
-        """Watch for connections; OSError if epoll refuses."""
-        self._tcp.ctx.loop.add(self._sock.fileno(), EPOLLIN, self._on_event)
-
-    def _rested(self) -> None:
-        """Try again after a pause."""
-        try:
-            self.resume()
-        except OSError as error:
-            log.limited("tcp-resume", log.WARNING, "TCP listener: %s", error.strerror)
-            self._rest()
-
-    def _on_event(self, _events: int) -> None:
-        for _ in range(ACCEPT_BATCH):
-            try:
-                sock, name = self._sock.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno in _ACCEPT_PASSING:
-                    continue
-                log.limited("tcp-accept-error", log.WARNING, "TCP accept: %s", error.strerror)
-                self._pause()
-                return
-            sock.setblocking(False)
-            if not self._tcp.accepted(sock, peer_of(name), self._rule, self._port):
-                log.limited("tcp-full", log.ERR, "Flow table full, TCP connection dropped")
-                self._pause()
-                return
-
-    def _pause(self) -> None:
-        """Rest: what is missing now will not be there at once, and the event would repeat."""
-        self._tcp.ctx.loop.remove(self._sock.fileno())
-        self._rest()
-
-    def _rest(self) -> None:
-        loop = self._tcp.ctx.loop
-        loop.call_at(loop.now + ACCEPT_PAUSE, self._rested)
-
-
 def prepare(sock: socket.socket) -> None:
     """Options of every TCP socket that carries a guest's connection.
 
@@ -352,22 +285,3 @@ def prepare(sock: socket.socket) -> None:
     """
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
-
-
-def refuse(sock: socket.socket) -> None:
-    """Reset an accepted connection that leads nowhere."""
-    try:
-        linger_reset(sock)
-    except OSError:
-        # The peer was faster.
-        pass
-    sock.close()
-
-
-def peer_of(name: tuple[str, int] | tuple[str, int, int, int]) -> tuple[bytes, int]:
-    """Packed address and port from a socket's name, IPv4 if v4-mapped."""
-    host = name[0]
-    if ":" in host:
-        packed = socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
-        return addresses.unmap(packed), name[1]
-    return socket.inet_aton(host), name[1]

@@ -1,0 +1,161 @@
+"""Listening TCP sockets: connections are accepted here and go one of two ways.
+
+A connection that may bypass the link is handed to :mod:`passt.userspace.splice`; any other
+is offered to the guest by :meth:`passt.userspace.tcp.tcp.Tcp.accepted`, if there is a link.
+Accepting is bounded per wake-up.  A listener that meets a full flow table, or finds no
+descriptors left, rests for a moment: the event is level-triggered and would come at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+from passt.syscalls.sockopt import linger_reset
+from passt.userspace import log
+from passt.userspace.flow import nat as addresses
+from passt.userspace.flow.rules import HOST, PIF_NAMES
+from passt.userspace.loop import EPOLLIN
+from passt.userspace.tcp.const import ACCEPT_BATCH, ACCEPT_PAUSE, LISTEN_BACKLOG
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from passt.userspace.flow.rules import Rule
+    from passt.userspace.loop import Loop, Timer
+    from passt.userspace.splice.tcp import SpliceTcp
+    from passt.userspace.tcp.tcp import Tcp
+
+#: Errors of accept() that concern one connection, not the listener (accept(2)).
+_PASSING = frozenset(
+    (
+        errno.ECONNABORTED,
+        errno.EPROTO,
+        errno.ENETDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETUNREACH,
+        errno.EPERM,
+    )
+)
+
+
+class Acceptors:
+    """Serves listening sockets of inbound (``-t``) and outbound (``-T``) rules."""
+
+    __slots__ = ("_splice", "_tcp", "loop")
+
+    def __init__(self, loop: Loop, tcp: Tcp | None, splice: SpliceTcp | None) -> None:
+        """``tcp`` is ``None`` without a link, ``splice`` without a namespace to bypass to."""
+        self.loop = loop
+        self._tcp = tcp
+        self._splice = splice
+
+    def attach_listener(
+        self, sock: socket.socket, rule: Rule, port: int, pif: int = HOST
+    ) -> Acceptor:
+        """Start to accept on ``sock``, bound to ``port`` of ``pif``; OSError if it cannot."""
+        sock.setblocking(False)
+        sock.listen(LISTEN_BACKLOG)
+        acceptor = Acceptor(self, sock, rule, port, pif)
+        acceptor.resume()
+        return acceptor
+
+    def detach_listener(self, handle: object) -> None:
+        """Close the socket behind ``handle``; its connections go on."""
+        assert isinstance(handle, Acceptor)
+        handle.close()
+
+    def accepted(
+        self, sock: socket.socket, peer: tuple[bytes, int], rule: Rule, port: int, pif: int
+    ) -> bool:
+        """Pass a new connection on; False if the flow table is full."""
+        if self._splice is not None and self._splice.takes(rule, peer[0], pif):
+            return self._splice.accepted(sock, peer, rule, port, pif)
+        if self._tcp is not None:
+            return self._tcp.accepted(sock, peer, rule, port)
+        log.limited(
+            "tcp-no-path", log.ERR, "No rules to forward %s TCP %s -> port %d",
+            PIF_NAMES[pif], addresses.endpoint(*peer), port,
+        )  # fmt: skip
+        refuse(sock)
+        return True
+
+
+class Acceptor:
+    """Accepts the connections of one listening socket, in bounded batches."""
+
+    __slots__ = ("_owner", "_pif", "_port", "_rule", "_sock", "_timer")
+
+    def __init__(
+        self, owner: Acceptors, sock: socket.socket, rule: Rule, port: int, pif: int
+    ) -> None:
+        self._owner = owner
+        self._sock = sock
+        self._rule = rule
+        self._port = port
+        self._pif = pif
+        self._timer: Timer | None = None
+
+    def resume(self) -> None:
+        """Watch for connections; OSError if epoll refuses."""
+        self._owner.loop.add(self._sock.fileno(), EPOLLIN, self._on_event)
+
+    def close(self) -> None:
+        """Stop, and close the socket at the end of the round."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._owner.loop.close(self._sock, self._sock.fileno())
+
+    def _on_event(self, _events: int) -> None:
+        for _ in range(ACCEPT_BATCH):
+            try:
+                sock, name = self._sock.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _PASSING:
+                    continue
+                log.limited("tcp-accept-error", log.WARNING, "TCP accept: %s", error.strerror)
+                self._pause()
+                return
+            sock.setblocking(False)
+            if not self._owner.accepted(sock, peer_of(name), self._rule, self._port, self._pif):
+                log.limited("tcp-full", log.ERR, "Flow table full, TCP connection dropped")
+                self._pause()
+                return
+
+    def _pause(self) -> None:
+        """Rest: what is missing now will not be there at once."""
+        self._owner.loop.remove(self._sock.fileno())
+        self._rest()
+
+    def _rest(self) -> None:
+        loop = self._owner.loop
+        self._timer = loop.call_at(loop.now + ACCEPT_PAUSE, self._rested)
+
+    def _rested(self) -> None:
+        """Try again after a pause."""
+        self._timer = None
+        try:
+            self.resume()
+        except OSError as error:
+            log.limited("tcp-resume", log.WARNING, "TCP listener: %s", error.strerror)
+            self._rest()
+
+
+def refuse(sock: socket.socket) -> None:
+    """Reset an accepted connection that leads nowhere."""
+    try:
+        linger_reset(sock)
+    except OSError:
+        # The peer was faster.
+        pass
+    sock.close()
+
+
+def peer_of(name: tuple[str, int] | tuple[str, int, int, int]) -> tuple[bytes, int]:
+    """Packed address and port from a socket's name, IPv4 if v4-mapped."""
+    host = name[0]
+    if ":" in host:
+        packed = socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
+        return addresses.unmap(packed), name[1]
+    return socket.inet_aton(host), name[1]
