@@ -92,9 +92,9 @@ class Forwarding:
             self.forwarder.open_fixed(pif, maker.call)
             self.forwarder.scan(pif, self._scan(pif, netlink))
         self.forwarder.open_auto({pif: maker.call for pif, maker in makers.items()})
-        self.forwarder.attach(
-            self.loop, {IPPROTO_TCP: self.greeter, IPPROTO_UDP: self.greeter}, makers
-        )
+        self.forwarder.attach(self.loop, {IPPROTO_TCP: self.greeter, IPPROTO_UDP: self.greeter})
+        for pif, maker in makers.items():
+            self.forwarder.use(pif, maker)
 
     def tables(self, *words: str) -> list[RuleTable]:
         """The tables that a command line with ``words`` makes."""

@@ -195,9 +195,9 @@ class World:
         self.forwarder.open_auto({pif: side.call for pif, side in self.sides.items()})
 
     def attach(self) -> None:
-        self.forwarder.attach(
-            cast(Loop, self.loop), {IPPROTO_TCP: self.tcp, IPPROTO_UDP: self.udp}, self.sides
-        )
+        self.forwarder.attach(cast(Loop, self.loop), {IPPROTO_TCP: self.tcp, IPPROTO_UDP: self.udp})
+        for pif, side in self.sides.items():
+            self.forwarder.use(pif, side)
 
     def start(self) -> World:
         self.open()

@@ -8,6 +8,7 @@ Start-up, in this order, on whichever occasion allows each step::
     scan(pif, …)             for each side: how to look at the ports in use there
     open_auto(…)             what automatic rules make of it
     attach(loop, …)          sockets are served, and tended from then on
+    use(SPLICE, …)           how to make sockets in the namespace while the loop runs
 
 Until then everything is done at once, and what cannot be had is an error.  Afterwards, once a
 second, both sides are scanned if there are automatic rules, and ports that could not be opened
@@ -26,6 +27,7 @@ from passt.userspace.flow.rules import HOST, IPPROTO_TCP, IPPROTO_UDP, SPLICE, R
 from passt.userspace.forward.auto import Heard, wanted
 from passt.userspace.forward.portset import ports_in
 from passt.userspace.forward.side import Side
+from passt.userspace.forward.sockets import Here
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -74,6 +76,7 @@ class Forwarder:
             table = RuleTable(pif, config.rule_caps)
             table.extend(rules)
             self._sides[pif] = Side(table, config, self._report, self._settled)
+        self._sides[HOST].opener = Here()
         #: passt tries once per change of rules.
         self._retries = pasta
         self._scans: dict[int, PortScan] = {}
@@ -119,18 +122,22 @@ class Forwarder:
         for side, binding, ports in self._plan():
             side.open_now(binding, ports_in(ports), makers[side.table.pif])
 
-    def attach(
-        self, loop: Loop, owners: Mapping[int, Owner], openers: Mapping[int, Opener]
-    ) -> None:
-        """Have all sockets served, and tended from now on.
+    def attach(self, loop: Loop, owners: Mapping[int, Owner]) -> None:
+        """Have all sockets served, by protocol, and tended from now on.
 
-        ``owners`` are by protocol, ``openers`` by pif.  Raises
-        :class:`~passt.userspace.forward.side.ForwardError`.
+        Raises :class:`~passt.userspace.forward.side.ForwardError`.
         """
         self._loop = loop
-        for pif, side in self._sides.items():
-            side.attach(loop, owners, openers[pif])
+        for side in self._sides.values():
+            side.attach(loop, owners)
         self._tend()
+
+    def use(self, pif: int, opener: Opener) -> None:
+        """Have ``opener`` make the sockets on ``pif`` that the loop asks for.
+
+        To be called before the loop runs; sockets on HOST are made by ourselves otherwise.
+        """
+        self._sides[pif].opener = opener
 
     # Later.
 

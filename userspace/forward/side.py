@@ -56,10 +56,10 @@ class Side:
         "_closing",
         "_config",
         "_loop",
-        "_opener",
         "_owners",
         "_queue",
         "bindings",
+        "opener",
         "report",
         "scope",
         "settled",
@@ -83,7 +83,8 @@ class Side:
         self.report = report
         self.settled = settled
         self._loop: Loop | None = None
-        self._opener: Opener | None = None
+        #: Makes the sockets once there is a loop.
+        self.opener: Opener | None = None
         self._owners: Mapping[int, Owner] = {}
         #: Ports still to be asked for.
         self._queue: deque[tuple[Binding, list[int]]] = deque()
@@ -135,14 +136,13 @@ class Side:
         if news:
             raise ForwardError(f"{news[0]}\n{_GIVING_UP}")
 
-    def attach(self, loop: Loop, owners: Mapping[int, Owner], opener: Opener) -> None:
-        """Have the sockets served, by protocol, and use ``opener`` from now on.
+    def attach(self, loop: Loop, owners: Mapping[int, Owner]) -> None:
+        """Have the sockets served, by protocol, those opened later included.
 
         :class:`ForwardError` if that fails as :meth:`open_now` does.
         """
         self._loop = loop
         self._owners = owners
-        self._opener = opener
         for binding in self.bindings:
             binding.attach(owners[binding.rule.protocol])
             self._check(binding)
@@ -210,9 +210,9 @@ class Side:
 
         specs = binding.specs(batch)
         if specs:
-            assert self._opener is not None
+            assert self.opener is not None
             self._busy = True
-            self._opener.request(specs, landed)
+            self.opener.request(specs, landed)
         else:
             self._told(binding)
 
