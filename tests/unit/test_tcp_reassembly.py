@@ -52,8 +52,8 @@ def test_number_of_ranges_is_limited() -> None:
 @given(st.integers(0, 1 << 26))
 def test_usable_part_of_a_buffer(sndbuf: int) -> None:
     part = usable(sndbuf)
-    assert sndbuf * 3 // 4 - 1 <= part <= sndbuf
-    assert usable(sndbuf + 1) >= part - 1
+    assert sndbuf * 3 // 4 - 3 < part <= sndbuf
+    assert usable(sndbuf + 1) >= part - 1  # rounding aside it only grows
     if sndbuf <= 128 << 10:
         assert part == sndbuf
     if sndbuf >= 4 << 20:

@@ -1,0 +1,159 @@
+"""Addresses as the guest sees them, and as the host does."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from passt.userspace.config.model import Config
+from passt.userspace.flow import nat
+from passt.userspace.flow.nat import LOOPBACK4, LOOPBACK6, Nat
+from tests.unit.fakes import GATEWAY4, GATEWAY6, GUEST4, GUEST6, OUR_LL, config
+
+
+def ip(text: str) -> bytes:
+    """``text`` packed."""
+    return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
+
+
+HOST4, HOST6, GUEST_LL = ip("198.51.100.7"), ip("2001:db8:7::7"), ip("fe80::77")
+
+
+@pytest.fixture
+def settings() -> Config:
+    made = config()
+    made.v4.map_guest_addr = ip("192.0.2.99")
+    made.v6.map_guest_addr = ip("2001:db8:0:1::99")
+    return made
+
+
+@pytest.mark.parametrize(
+    ("seen", "real"),
+    [
+        (GATEWAY4, LOOPBACK4),
+        (GATEWAY6, LOOPBACK6),
+        (ip("192.0.2.99"), GUEST4),
+        (ip("2001:db8:0:1::99"), GUEST6),
+        (HOST4, HOST4),
+        (HOST6, HOST6),
+        (GUEST4, GUEST4),
+    ],
+)
+def test_destinations_of_the_guest(settings: Config, seen: bytes, real: bytes) -> None:
+    assert Nat(settings).outbound(seen) == real
+
+
+@pytest.mark.parametrize(
+    ("real", "seen"),
+    [
+        (LOOPBACK4, GATEWAY4),
+        (LOOPBACK6, GATEWAY6),
+        (ip("127.0.0.9"), GATEWAY4),
+        (GUEST4, ip("192.0.2.99")),
+        (GUEST6, ip("2001:db8:0:1::99")),
+        (HOST4, HOST4),
+        (HOST6, HOST6),
+        (ip("0.0.0.0"), GATEWAY4),
+        (ip("::"), GATEWAY6),
+    ],
+)
+def test_sources_of_the_host(settings: Config, real: bytes, seen: bytes) -> None:
+    assert Nat(settings).inbound_source(real) == seen
+
+
+def test_sources_without_mappings() -> None:
+    made = config()
+    made.v4.map_host_loopback = made.v6.map_host_loopback = None
+    translator = Nat(made)
+    assert translator.inbound_source(LOOPBACK4) == GATEWAY4
+    assert translator.inbound_source(GUEST4) == GATEWAY4
+    assert translator.inbound_source(LOOPBACK6) == GATEWAY6
+    # A target on the link wants a source on the link.
+    assert translator.inbound_source(LOOPBACK6, GUEST_LL) == OUR_LL
+    made.v6.gateway = ip("fe80::99")
+    assert translator.inbound_source(LOOPBACK6) == OUR_LL
+    made.v6.gateway = made.v6.our_ll = made.v4.gateway = None
+    assert translator.inbound_source(LOOPBACK6) is None
+    assert translator.inbound_source(LOOPBACK4) is None
+
+
+def test_observed_addresses(settings: Config) -> None:
+    translator = Nat(settings)
+    assert translator.inbound_target(GATEWAY4) == GUEST4
+    translator.observe4(HOST4)
+    translator.observe4(bytes(4))
+    assert translator.inbound_target(GATEWAY4) == HOST4
+    assert translator.inbound_source(HOST4) == GATEWAY4
+    assert translator.inbound_target(OUR_LL) is None
+    translator.observe6(GUEST_LL)
+    translator.observe6(bytes(16))
+    assert translator.inbound_target(OUR_LL) == GUEST_LL
+    assert translator.inbound_target(GATEWAY6) == GUEST6
+    translator.observe6(HOST6)
+    assert translator.inbound_target(GATEWAY6) == HOST6
+
+
+def test_fixed_addresses_are_not_observed(settings: Config) -> None:
+    settings.v4.addr_fixed = settings.v6.addr_fixed = True
+    translator = Nat(settings)
+    translator.observe4(HOST4)
+    translator.observe6(HOST6)
+    translator.observe6(GUEST_LL)
+    assert translator.inbound_target(GATEWAY4) == GUEST4
+    assert translator.inbound_target(GATEWAY6) == GUEST6
+    assert translator.observed_ll == GUEST_LL
+
+
+def test_local_mode_learns_the_link_local_address() -> None:
+    made = config()
+    made.v6.addr = None
+    translator = Nat(made)
+    translator.observe6(GUEST_LL)
+    assert {made.v6.addr, translator.observed6} == {GUEST_LL}
+
+
+def test_devices_and_sources(settings: Config) -> None:
+    settings.v4.outbound_if, settings.v4.outbound_addr = "eth0", HOST4
+    settings.v6.ifindex = 7
+    translator = Nat(settings)
+    assert translator.bind_device(HOST4) == "eth0"
+    assert translator.bind_device(LOOPBACK4) == ""
+    assert translator.bind_device(HOST6) == ""
+    assert translator.outbound_source(HOST4) == HOST4
+    assert translator.outbound_source(HOST6) is None
+    assert translator.scope_id(GUEST_LL) == 7
+    assert translator.scope_id(HOST6) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "kinds"),
+    [
+        ("127.3.2.1", "loopback unicast"),
+        ("::1", "loopback unicast"),
+        ("fe80::1", "link_local unicast"),
+        ("febf::1", "link_local unicast"),
+        ("fec0::1", "unicast"),
+        ("169.254.1.1", "unicast"),
+        ("224.0.0.1", "multicast"),
+        ("239.255.255.255", "multicast"),
+        ("240.0.0.1", "unicast"),
+        ("255.255.255.255", ""),
+        ("ff02::1", "multicast"),
+        ("0.0.0.0", "unspecified"),
+        ("::", "unspecified"),
+        ("2001:db8::1", "unicast"),
+    ],
+)
+def test_kinds(text: str, kinds: str) -> None:
+    addr = ip(text)
+    names = ("loopback", "link_local", "multicast", "unspecified", "unicast")
+    assert {name for name in names if getattr(nat, f"is_{name}")(addr)} == set(kinds.split())
+
+
+def test_text_and_mapped_forms() -> None:
+    assert nat.unmap(ip("::ffff:192.0.2.1")) == ip("192.0.2.1")
+    assert nat.unmap(ip("::fffe:c000:201")) == ip("::fffe:c000:201")
+    assert nat.unmap(HOST4) == HOST4
+    assert nat.endpoint(HOST6, 80) == "[2001:db8:7::7]:80"
+    assert nat.endpoint(HOST4, 80) == "[198.51.100.7]:80"

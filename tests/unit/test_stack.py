@@ -1,0 +1,132 @@
+"""The layer-2 input: who gets which frame, and what nobody gets."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+
+from passt.userspace.config.model import Config
+from passt.userspace.wire import drops
+from passt.userspace.wire.ethernet import HEADER
+from tests.unit.fakes import GATEWAY4, GUEST4, GUEST_MAC, OUR_MAC, ip_frame
+from tests.unit.tcp_kit import ACK, PSH, Guest, Host, outbound, receive
+
+
+def count(reason: int) -> int:
+    """Drops for ``reason`` so far."""
+    return drops.counts[reason]
+
+
+@pytest.mark.parametrize("padding", [0, 1, 50])
+@pytest.mark.parametrize("options", [b"", b"\1\1\1\1"])
+def test_both_ways_into_a_flow(padding: int, options: bytes) -> None:
+    """Plain headers take the short way, IP options the long one; padding is no payload."""
+    with Host() as host:
+        guest, peer, _ = outbound(host)
+        frame = guest.frame(ACK | PSH, b"hello")
+        frame = ip_frame(GUEST4, GATEWAY4, 6, frame[34:], options=options)
+        host.feed(frame + bytes(padding))
+        assert receive(peer, 5) == b"hello"
+
+
+def test_extension_headers() -> None:
+    with Host() as host:
+        guest, peer, _ = outbound(host, version=6)
+        frame = bytearray(guest.frame(ACK | PSH, b"hello"))
+        header = bytes((6, 0, 1, 4, 0, 0, 0, 0))
+        frame[18:21] = struct.pack("!HB", len(frame) - 54 + 8, 0)
+        host.feed(bytes(frame[:54]) + header + bytes(frame[54:]))
+        assert receive(peer, 5) == b"hello"
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_lengths_that_do_not_fit(version: int) -> None:
+    """A total length beyond the frame, or short of the headers: nothing gets to the flow."""
+    with Host() as host:
+        guest, _, flow = outbound(host, version=version)
+        frame = bytearray(guest.frame(ACK | PSH, b"hello"))
+        nxt = flow.rcv_nxt
+        at = 16 if version == 4 else 18
+        right = int.from_bytes(frame[at : at + 2], "big")
+        for wrong in (0, 19, 39 if version == 4 else 10, right + 1, 65535):
+            frame[at : at + 2] = wrong.to_bytes(2, "big")
+            host.feed(bytes(frame))
+        assert flow.rcv_nxt == nxt
+
+
+@pytest.mark.parametrize("fragment", [0x2000, 0x0001, 0x3FFF])
+def test_fragments_of_a_flow(fragment: int) -> None:
+    with Host() as host:
+        guest, _, flow = outbound(host)
+        frame = bytearray(guest.frame(ACK | PSH, b"hello"))
+        frame[20:22] = fragment.to_bytes(2, "big")
+        before, nxt = count(drops.IP4_FRAGMENT), flow.rcv_nxt
+        host.feed(bytes(frame))
+        assert (count(drops.IP4_FRAGMENT), flow.rcv_nxt) == (before + 1, nxt)
+
+
+def test_short_frames() -> None:
+    with Host() as host:
+        before = count(drops.FRAME_SHORT)
+        for size in range(14):
+            host.feed(bytes(size))
+        assert count(drops.FRAME_SHORT) == before + 14
+        for ethertype in (0x0800, 0x86DD, 0x0806, 0x1234):
+            head = HEADER.pack(OUR_MAC, GUEST_MAC, ethertype)
+            for size in range(70):
+                host.feed(head + bytes(size))
+        assert host.table.count == 0
+
+
+def test_unknown_ethertype() -> None:
+    with Host() as host:
+        before = count(drops.ETHERTYPE)
+        host.feed(HEADER.pack(OUR_MAC, GUEST_MAC, 0x88CC) + bytes(60))
+        assert count(drops.ETHERTYPE) == before + 1
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_disabled_version(version: int) -> None:
+    def without(config: Config) -> None:
+        (config.v4 if version == 4 else config.v6).enabled = False
+
+    with Host(tweak=without) as host:
+        before = count(drops.FAMILY_DISABLED)
+        host.feed(Guest(host, 80, version=version).frame(ACK))
+        assert count(drops.FAMILY_DISABLED) == before + 1
+        if version == 4:
+            host.feed(HEADER.pack(OUR_MAC, GUEST_MAC, 0x0806) + bytes(60))
+            assert count(drops.FAMILY_DISABLED) == before + 2
+        assert host.link.sent == []
+
+
+def test_arp_is_answered() -> None:
+    with Host() as host:
+        request = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + GUEST_MAC + GUEST4 + bytes(6)
+        host.feed(HEADER.pack(b"\xff" * 6, GUEST_MAC, 0x0806) + request + GATEWAY4)
+        ((_, reply),) = host.link.sent
+        assert reply[:14] == HEADER.pack(GUEST_MAC, OUR_MAC, 0x0806)
+        assert reply[22:32] == OUR_MAC + GATEWAY4
+
+
+@pytest.mark.parametrize("size", [14, 60])
+def test_link_layer_address_is_learned(size: int) -> None:
+    with Host() as host:
+        mac = bytes.fromhex("020000000042")
+        host.feed(HEADER.pack(OUR_MAC, mac, 0x88CC) + bytes(size - 14))
+        assert host.link.guest_mac == mac
+
+
+def test_announcement() -> None:
+    """Requests for the guest's address, of both versions."""
+    with Host() as host:
+        host.stack.announce()
+        assert {frame[12:14] for _, frame in host.link.sent} == {b"\x08\x06", b"\x86\xdd"}
+
+
+@pytest.mark.parametrize("protocol", [17, 1, 132])
+def test_protocols_without_a_translator(protocol: int) -> None:
+    with Host() as host:
+        host.feed(ip_frame(GUEST4, GATEWAY4, protocol, bytes(20)))
+        assert host.link.sent == []
