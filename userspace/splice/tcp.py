@@ -27,7 +27,6 @@ import os
 import socket
 
 from passt.kernel.sockets import open_socket
-from passt.syscalls.sockopt import linger_reset
 from passt.userspace import log
 from passt.userspace.flow.nat import endpoint, is_link_local, is_loopback, unmap
 from passt.userspace.flow.rules import HOST, PIF_NAMES, SPLICE
@@ -35,6 +34,7 @@ from passt.userspace.flow.sockname import name
 from passt.userspace.splice.flow import SplicedTcp, Splicing
 from passt.userspace.splice.pipes import PipePool
 from passt.userspace.splice.pool import SocketPool, tcp_spec
+from passt.userspace.tcp.accept import refuse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class SpliceTcp:
                 "splice-accept", log.ERR, "No rules to forward %s TCP %s -> port %d",
                 PIF_NAMES[pif], endpoint(source, source_port), port,
             )  # fmt: skip
-            _refuse(sock)
+            refuse(sock)
             return True
         target_port = rule.to + port - rule.first
         try:
@@ -115,12 +115,12 @@ class SpliceTcp:
         except OSError as error:
             log.limited("splice-socket", log.ERR, "TCP socket for spliced connection: %s",
                         error.strerror)  # fmt: skip
-            _refuse(sock)
+            refuse(sock)
             return True
         endpoints = pif, source, source_port, target, target_port
         flow = SplicedTcp(self._shared, sock, server, endpoints)
         if not self._table.add(flow):
-            _refuse(sock)
+            refuse(sock)
             server.close()
             return False
         try:
@@ -182,13 +182,3 @@ def _local_address(sock: socket.socket) -> bytes:
     if ":" in host:
         return unmap(socket.inet_pton(socket.AF_INET6, host))
     return socket.inet_aton(host)
-
-
-def _refuse(sock: socket.socket) -> None:
-    """Reset an accepted connection that leads nowhere."""
-    try:
-        linger_reset(sock)
-    except OSError:
-        # The peer was faster.
-        pass
-    sock.close()
