@@ -331,7 +331,7 @@ def test_group_datagram_keeps_its_destination(make_rig: MakeRig) -> None:
     port = free_port()
     rig = make_rig(Rule(UDP, port, port, port, address=bytes((224, 0, 0, 251))))
     # A socket bound to the group gets what this host sends to itself over lo, if it is a member.
-    (listener,) = rig.udp._listeners[port]
+    (listener,) = rig.udp._host.listeners[port]
     membership = bytes((224, 0, 0, 251, 127, 0, 0, 1))
     listener.sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
     client = rig.socket(4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
+from typing import TYPE_CHECKING
 
 from passt.userspace.config.model import Config, Rule
 from passt.userspace.flow.nat import LOOPBACK4, LOOPBACK6, Nat
@@ -25,6 +26,9 @@ from tests.unit.fakes import (
     udp_frame,
 )
 
+if TYPE_CHECKING:
+    from passt.userspace.splice.pool import SocketMaker
+
 GUEST = {4: GUEST4, 6: GUEST6}
 GATEWAY = {4: GATEWAY4, 6: GATEWAY6}
 LOOPBACK = {4: LOOPBACK4, 6: LOOPBACK6}
@@ -44,6 +48,8 @@ class Rig:
         configuration: Config | None = None,
         limit: int = 1000,
         gso_udp: bool = True,
+        maker: SocketMaker | None = None,
+        ns_ifindex: int = 0,
     ) -> None:
         self.config = configuration or config()
         self.config.rules = list(rules)
@@ -51,7 +57,7 @@ class Rig:
         self.link = FakeLink(gso_udp=gso_udp)
         self.nat = Nat(self.config)
         self.table = FlowTable(limit)
-        self.udp = Udp(self.config, self.nat, self.loop, self.link, self.table)
+        self.udp = Udp(self.config, self.nat, self.loop, self.link, self.table, maker, ns_ifindex)
         self._sockets: list[socket.socket] = []
         for rule, port, sock in open_listeners(self.config):
             self._sockets.append(sock)

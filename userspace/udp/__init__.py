@@ -1,4 +1,4 @@
-"""UDP between the guest and the host's sockets: flows, trains of datagrams, ICMP errors.
+"""UDP between the guest, the host's sockets and those of the namespace.
 
 :func:`open_listeners` opens the sockets of inbound rules while low ports are still to be
 had; :class:`Udp` is the translator, to which they are attached later.
@@ -9,8 +9,8 @@ from __future__ import annotations
 from passt.userspace.config.model import IPPROTO_UDP
 from passt.userspace.flow import listen
 from passt.userspace.flow.listen import ListenError
-from passt.userspace.udp.fromguest import FromGuest as Udp
 from passt.userspace.udp.sockets import listening_socket
+from passt.userspace.udp.splice import Splice as Udp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,4 +26,10 @@ def open_listeners(config: Config) -> list[tuple[Rule, int, socket.socket]]:
 
     Raises :class:`ListenError`, whose text is for the user, for the first that fails.
     """
-    return listen.open_listeners(config, IPPROTO_UDP, listening_socket) if config.udp else []
+    if not config.udp:
+        return []
+
+    def new_socket(family: int, device: str) -> socket.socket:
+        return listening_socket(family, device, freebind=config.freebind)
+
+    return listen.open_listeners(config, IPPROTO_UDP, new_socket)

@@ -15,7 +15,7 @@ Such a flow is served through the listening socket instead.
 
 The layers of the translator, each a class on top of the one before: this one,
 :mod:`~passt.userspace.udp.errors`, :mod:`~passt.userspace.udp.toguest`,
-:mod:`~passt.userspace.udp.fromguest`.
+:mod:`~passt.userspace.udp.fromguest`, :mod:`~passt.userspace.udp.splice`.
 """
 
 from __future__ import annotations
@@ -23,31 +23,36 @@ from __future__ import annotations
 import errno
 import socket
 
-from passt.syscalls.sockopt import IP_PKTINFO, IPV6_PKTINFO
 from passt.userspace import log
 from passt.userspace.flow.expiry import Expiry
 from passt.userspace.flow.nat import (
     BROADCAST4,
     UNSPECIFIED4,
     UNSPECIFIED6,
-    V4_MAPPED,
     is_loopback,
     is_multicast,
     is_unicast,
     is_unspecified,
 )
+from passt.userspace.flow.rules import HOST, SPLICE
 from passt.userspace.flow.sockname import is_scoped, name, packed
 from passt.userspace.loop import EPOLLIN
 from passt.userspace.udp.flow import PORTS, FlowIndex, Pair, UdpFlow, split
+from passt.userspace.udp.side import Listener, Side, share
 from passt.userspace.udp.sockets import flow_socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from passt.userspace.config.model import Config, Rule
+    from collections.abc import Sequence
+
+    from passt.userspace.config.model import Config
     from passt.userspace.flow.nat import Nat
-    from passt.userspace.flow.table import FlowTable
+    from passt.userspace.flow.rules import Rule
+    from passt.userspace.flow.table import Flow, FlowTable
     from passt.userspace.link.base import Link
     from passt.userspace.loop import Loop
+    from passt.userspace.udp.side import Receiver
+    from passt.userspace.udp.spliced import Half
 
 _CONNTRACK = "/proc/sys/net/netfilter/nf_conntrack_udp_timeout"
 _SHORT_TIMEOUT = 30
@@ -72,24 +77,6 @@ def _read_seconds(path: str, fallback: int) -> int:
     return seconds if seconds > 0 else fallback
 
 
-class Listener:
-    """A listening socket, its port, and the rule that it was opened for."""
-
-    __slots__ = ("fd", "owner", "port", "rule", "sock", "v4")
-
-    def __init__(self, owner: UdpBase, sock: socket.socket, rule: Rule, port: int) -> None:
-        self.owner = owner
-        self.sock = sock
-        self.fd = sock.fileno()
-        self.rule = rule
-        self.port = port
-        self.v4 = sock.family == socket.AF_INET
-
-    def ready(self, events: int) -> None:
-        """Handler of the socket's events."""
-        self.owner.listener_ready(self, events)
-
-
 class UdpBase:
     """Makes, finds and ends flows."""
 
@@ -100,12 +87,11 @@ class UdpBase:
         self._link = link
         self._table = table
         self._guest_flows = FlowIndex()
-        #: Flows by host-side key, the earliest where several share one.
-        self._host_flows: dict[bytes, UdpFlow] = {}
-        #: Listening sockets by port.
-        self._listeners: dict[int, list[Listener]] = {}
-        #: Flows made in this round whose sockets have to be drained at its end.
-        self._fresh: list[UdpFlow] = []
+        self._host = Side(HOST)
+        self._namespace = Side(SPLICE)
+        #: Made in this round, to be drained at its end: with the side the socket is on, and
+        #: the key of the datagrams that are to arrive there.
+        self._fresh: list[tuple[Receiver, Side, bytes]] = []
         self._expiry = Expiry(loop, self._review)
         self.timeout_short, self.timeout_stream = read_timeouts()
         if log.debug_on:
@@ -127,11 +113,55 @@ class UdpBase:
         """Tell the guest that there is no way to where it sent ``payload``."""
         raise NotImplementedError
 
-    def attach_listener(self, sock: socket.socket, rule: Rule, port: int) -> None:
-        """Serve ``sock``, one that :func:`passt.userspace.udp.open_listeners` made."""
-        listener = Listener(self, sock, rule, port)
-        self._listeners.setdefault(port, []).append(listener)
+    def deliver(self, flow: UdpFlow, indices: Sequence[int]) -> None:
+        """Send datagrams just received to the guest."""
+        raise NotImplementedError
+
+    def _bypasses(self, side: Side, rule: Rule, peer: bytes) -> bool:
+        """Whether a datagram from ``peer`` on ``side`` is not for the link."""
+        raise NotImplementedError
+
+    def _splice(self, key: bytes, ifindex: int, peer_scope: int, via: Listener) -> Half | None:
+        """Make the flow of a datagram that bypasses the link, see :meth:`from_socket`."""
+        raise NotImplementedError
+
+    # Listening sockets.
+
+    def attach_listener(
+        self, sock: socket.socket, rule: Rule, port: int, pif: int = HOST
+    ) -> Listener:
+        """Serve ``sock``, ours from here on, which is bound to ``port`` for ``rule``.
+
+        It is on ``pif``, HOST or SPLICE, and has the options of
+        :func:`~passt.userspace.udp.sockets.listening_socket`.  OSError if it cannot be watched.
+        """
+        sock.setblocking(False)
+        side = self._namespace if pif == SPLICE else self._host
+        listener = Listener(self, side, sock, rule, port)
         self._loop.add(listener.fd, EPOLLIN, listener.ready)
+        side.listeners.setdefault(port, []).append(listener)
+        return listener
+
+    def detach_listener(self, handle: object) -> None:
+        """Close a listening socket at the end of the round; its flows live on.
+
+        If there are some without a socket of their own it is closed with the last of them.
+        """
+        assert isinstance(handle, Listener)
+        listeners = handle.side.listeners
+        listeners[handle.port].remove(handle)
+        if not listeners[handle.port]:
+            del listeners[handle.port]
+        if handle.users:
+            handle.retired = True
+        else:
+            self._loop.close(handle.sock, handle.fd)
+
+    def _release(self, listener: Listener, user: Receiver) -> None:
+        """Note that ``user`` does not need the socket of ``listener`` any more."""
+        listener.users.discard(user)
+        if listener.retired and not listener.users:
+            self._loop.close(listener.sock, listener.fd)
 
     # Making flows.
 
@@ -163,14 +193,14 @@ class UdpBase:
                     any_port=True,
                 )
             except OSError as error:
-                _open_failed(error, "TAP", key)
+                open_failed(error, "TAP", key)
                 return None
             try:
                 sock.connect(name(peer, seen_port, scope if is_scoped(peer) else 0))
                 own = sock.getsockname()
             except OSError as error:
                 sock.close()
-                _connect_failed(error, "TAP", key)
+                connect_failed(error, "TAP", key)
                 self._refused(key, error, payload)
                 return None
             if own[1] != seen_port or packed(own) != peer or not port:
@@ -184,94 +214,122 @@ class UdpBase:
         flow.multicast = is_multicast(peer) or peer == BROADCAST4
         return self._adopt(flow)
 
-    def from_host(
-        self, host_key: bytes, ifindex: int, peer_scope: int, via: Listener | None
-    ) -> UdpFlow | None:
+    def from_socket(
+        self, side: Side, key: bytes, ifindex: int, peer_scope: int, via: Listener | None
+    ) -> Receiver | None:
         """Make the flow of a datagram that arrived on a listening or new socket.
 
         ``ifindex`` is the interface it came in by, ``peer_scope`` the scope of its source,
         ``via`` the listening socket, if it was one.  ``None`` if it has to be dropped.
         """
-        peer, peer_port, local, port = split(host_key)
-        rule = via.rule if via is not None else self._rule(local, port)
-        if rule is None or not peer_port or not is_unicast(peer):
-            _discard(host_key)
+        peer, peer_port, local, port = split(key)
+        if via is None or via.retired:
+            via = side.listener(local, port)
+        if via is None or not peer_port or not is_unicast(peer):
+            _discard(side, key)
             return None
+        rule = via.rule
         group = is_multicast(local) or local == BROADCAST4
-        if group and _reverse(host_key) in self._host_flows:
+        if group and _reverse(key) in side.flows:
             # What the guest itself sent to the group, looped back to us by the kernel.
             return None
+        if self._bypasses(side, rule, peer):
+            return self._splice(key, ifindex, peer_scope, via)
         nat = self._nat
-        seen = nat.inbound_source(peer)
-        target = None
-        if seen is not None:
+        seen = nat.inbound_source(peer, rule.target)
+        target = rule.target
+        if target is None and seen is not None:
             target = local if group else nat.inbound_target(seen)
         if seen is None or target is None:
-            _discard(host_key)
+            _discard(side, key)
             return None
-        target_port = rule.to + port - rule.first
-        guest_key = target + seen + PORTS.pack(target_port, peer_port)
+        guest_key = target + seen + PORTS.pack(rule.target_port(port), peer_port)
+        device = rule.ifname or self._reply_device(peer, local)
+        sock = self._near_socket(key, ifindex, peer_scope, via, device)
+        if sock is None:
+            return None
+        flow = UdpFlow(self, sock, guest_key, key, from_guest=False)
+        if sock is via.sock:
+            share(flow, via, key, peer_scope)
+        return self._adopt(flow)
+
+    def _near_socket(
+        self, key: bytes, ifindex: int, peer_scope: int, via: Listener, device: str
+    ) -> socket.socket | None:
+        """A socket connected to who sent a datagram of ``key``, bound to what it was sent to.
+
+        It is that of the listener ``via``, unconnected, if the port is refused to us, and
+        ``None`` if there is none at all.
+        """
+        peer, peer_port, local, port = split(key)
+        side = via.side
+        scope = ifindex if is_scoped(local) else 0
         try:
-            sock = flow_socket(
-                local,
-                port,
-                scope=ifindex if is_scoped(local) else 0,
-                device=rule.ifname or self._reply_device(peer, local),
-                any_port=False,
-            )
+            sock = self._bound_socket(side, local, port, scope, device, any_port=False)
         except OSError as error:
-            if error.errno == errno.EACCES and via is not None:
-                return self._adopt(_shared_flow(self, via, guest_key, host_key, peer_scope))
-            _open_failed(error, "HOST", host_key)
+            if error.errno == errno.EACCES:
+                return via.sock
+            open_failed(error, side.name, key)
             return None
         try:
             sock.connect(name(peer, peer_port, peer_scope))
         except OSError as error:
             sock.close()
-            _connect_failed(error, "HOST", host_key)
+            connect_failed(error, side.name, key)
             return None
-        return self._adopt(UdpFlow(self, sock, guest_key, host_key, from_guest=False))
+        return sock
+
+    def _bound_socket(
+        self, side: Side, local: bytes, port: int, scope: int, device: str, *, any_port: bool
+    ) -> socket.socket:
+        """A socket on ``side``, see :func:`~passt.userspace.udp.sockets.flow_socket`."""
+        return flow_socket(
+            local,
+            port,
+            scope=scope,
+            device=device,
+            any_port=any_port,
+            freebind=self._config.freebind,
+        )
 
     def _reply_device(self, peer: bytes, local: bytes) -> str:
         """Device for answers to ``peer``, none if that is this very host."""
         return "" if is_loopback(local) or peer == local else self._nat.bind_device(peer)
 
-    def _rule(self, local: bytes, port: int) -> Rule | None:
-        """The rule that forwards datagrams to ``local`` and ``port``, if there is one."""
-        for listener in self._listeners.get(port, ()):
-            address = listener.rule.address
-            if address is None or address == local:
-                return listener.rule
-            if is_unspecified(address) and len(address) == len(local):
-                return listener.rule
-        return None
-
     def _adopt(self, flow: UdpFlow) -> UdpFlow | None:
         """Enter a flow everywhere; ``None``, with its socket closed, if that is impossible."""
         table = self._table
         if not table.add(flow):
-            log.limited("udp-table", log.ERR, "Flow table full, dropping new %s", flow)
-            if not flow.shared:
+            table_full(flow)
+            if flow.via is None:
                 flow.sock.close()
             return None
-        if not flow.shared:
-            try:
-                self._loop.add(flow.fd, EPOLLIN, flow.ready)
-            except OSError as error:
-                table.remove(flow)
-                flow.sock.close()
-                _open_failed(error, "HOST", flow.host_key)
-                return None
-            if not self._fresh:
-                self._loop.defer(self._drain_fresh)
-            self._fresh.append(flow)
+        if not self._watch(flow, self._host, flow.host_key):
+            table.remove(flow)
+            flow.sock.close()
+            return None
         flow.last = self._loop.now
         self._guest_flows.add(flow)
-        self._host_flows.setdefault(flow.host_key, flow)
+        self._host.flows.setdefault(flow.host_key, flow)
         self._expiry.add(flow, flow.last + self.timeout_short)
         if log.debug_on:
             log.debug(f"{flow}: new")
         return flow
+
+    def _watch(self, receiver: Receiver, side: Side, key: bytes) -> bool:
+        """Have what arrives at ``receiver`` served; False if its socket cannot be watched."""
+        if receiver.via is not None:
+            receiver.via.users.add(receiver)
+            return True
+        try:
+            self._loop.add(receiver.fd, EPOLLIN, receiver.ready)
+        except OSError as error:
+            open_failed(error, side.name, key)
+            return False
+        if not self._fresh:
+            self._loop.defer(self._drain_fresh)
+        self._fresh.append((receiver, side, key))
+        return True
 
     # Ending flows.
 
@@ -282,13 +340,15 @@ class UdpBase:
         if log.debug_on:
             log.debug(f"{flow}: end")
         self._guest_flows.remove(flow)
-        if self._host_flows.get(flow.host_key) is flow:
-            del self._host_flows[flow.host_key]
+        if self._host.flows.get(flow.host_key) is flow:
+            del self._host.flows[flow.host_key]
         self._table.remove(flow)
         flow.parts.clear()
         flow.room = 0
-        if not flow.shared:
+        if flow.via is None:
             self._loop.close(flow.sock, flow.fd)
+        else:
+            self._release(flow.via, flow)
 
     def _review(self, flow: UdpFlow) -> float:
         """End ``flow`` if it was idle for too long, else when to look again."""
@@ -301,7 +361,7 @@ class UdpBase:
         return deadline
 
 
-def _open_failed(error: OSError, side: str, key: bytes) -> None:
+def open_failed(error: OSError, side: str, key: bytes) -> None:
     log.limited(
         "udp-open",
         log.ERR,
@@ -312,7 +372,7 @@ def _open_failed(error: OSError, side: str, key: bytes) -> None:
     )
 
 
-def _connect_failed(error: OSError, side: str, key: bytes) -> None:
+def connect_failed(error: OSError, side: str, key: bytes) -> None:
     log.limited(
         "udp-connect",
         log.WARNING,
@@ -323,12 +383,17 @@ def _connect_failed(error: OSError, side: str, key: bytes) -> None:
     )
 
 
-def _discard(host_key: bytes) -> None:
+def table_full(flow: Flow) -> None:
+    log.limited("udp-table", log.ERR, "Flow table full, dropping new %s", flow)
+
+
+def _discard(side: Side, key: bytes) -> None:
     log.limited(
         "udp-discard",
         log.WARNING,
-        "Discarding datagram without flow: HOST %s",
-        Pair(host_key),
+        "Discarding datagram without flow: %s %s",
+        side.name,
+        Pair(key),
     )
 
 
@@ -336,25 +401,3 @@ def _reverse(key: bytes) -> bytes:
     """``key`` of a datagram that goes the opposite way."""
     source, source_port, destination, destination_port = split(key)
     return destination + source + PORTS.pack(destination_port, source_port)
-
-
-def _shared_flow(
-    owner: UdpBase, via: Listener, guest_key: bytes, host_key: bytes, peer_scope: int
-) -> UdpFlow:
-    """A flow over the listening socket ``via``, with what its datagrams need to go out."""
-    flow = UdpFlow(owner, via.sock, guest_key, host_key, from_guest=False)
-    peer, peer_port, local, _ = split(host_key)
-    flow.shared = True
-    flow.fresh = False
-    if len(local) == 4 and not via.v4:
-        # An IPv6 socket speaks IPv4 with addresses in mapped form.
-        local = V4_MAPPED + local
-        peer = V4_MAPPED + peer
-    flow.peer = name(peer, peer_port, peer_scope)
-    if via.v4:
-        # struct in_pktinfo: interface index, source address, unused.
-        flow.ancillary = [(socket.IPPROTO_IP, IP_PKTINFO, bytes(4) + local + bytes(4))]
-    else:
-        # struct in6_pktinfo: source address, interface index.
-        flow.ancillary = [(socket.IPPROTO_IPV6, IPV6_PKTINFO, local + bytes(4))]
-    return flow

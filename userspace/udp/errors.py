@@ -6,7 +6,8 @@ With IP_RECVERR and IPV6_RECVERR the kernel queues every ICMP error that concern
 and UDP traceroute work in the guest as they do on the host.
 
 The error queue makes a socket ready until it is empty, and so does a pending SO_ERROR without
-an entry in the queue: both are always cleared, as the loop would spin otherwise.
+an entry in the queue: both are always cleared, as the loop would spin otherwise.  For spliced
+flows that is all that happens.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from passt.syscalls.sockaddr import unpack
 from passt.userspace import log
 from passt.userspace.flow.nat import BROADCAST4, is_multicast, text, unmap
 from passt.userspace.flow.unreachable import offender, refusal, router
-from passt.userspace.udp.base import Listener, UdpBase
-from passt.userspace.udp.flow import PORTS, UdpFlow, split
+from passt.userspace.udp.base import UdpBase
+from passt.userspace.udp.flow import PORTS, split
+from passt.userspace.udp.spliced import Half
 from passt.userspace.wire.icmp_error import udp_error4, udp_error6
 
 TYPE_CHECKING = False
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from passt.userspace.flow.table import FlowTable
     from passt.userspace.link.base import Link
     from passt.userspace.loop import Loop
+    from passt.userspace.udp.flow import UdpFlow
+    from passt.userspace.udp.side import Listener, Receiver
 
 #: Entries of an error queue taken per event: one flow's errors must not stall the others.
 MAX_ERRORS = 64
@@ -47,33 +51,36 @@ class UdpErrors(UdpBase):
         super().__init__(config, nat, loop, link, table)
         self._errors = ErrorQueue()
 
-    def _flow_errors(self, flow: UdpFlow) -> None:
+    def _flow_errors(self, flow: Receiver) -> None:
         """Serve an error event of a flow's own socket."""
-        if self._drain_errors(flow.fd, flow.sock, flow, None):
+        try:
+            found = self._drain_errors(flow.fd, flow.sock, flow, None)
+        except OSError as error:
+            log.limited("udp-errqueue", log.ERR, "Couldn't read error queue: %s", error)
+            flow.end()
+            return
+        if found:
             flow.phantom_errors = 0
             return
         flow.phantom_errors += 1
         if flow.phantom_errors >= MAX_PHANTOM_ERRORS:
             log.limited("udp-phantom", log.ERR, "Error event without error: %s", flow)
-            self.end(flow)
+            flow.end()
 
     def _listener_errors(self, listener: Listener) -> None:
-        """Serve an error event of a listening socket: only shared flows send by it."""
-        self._drain_errors(listener.fd, listener.sock, None, listener)
+        """Serve an error event of a listening socket: only flows without own socket send by it."""
+        try:
+            self._drain_errors(listener.fd, listener.sock, None, listener)
+        except OSError as error:
+            log.limited("udp-errqueue", log.ERR, "Couldn't read error queue: %s", error)
 
     def _drain_errors(
-        self, fd: int, sock: socket.socket, flow: UdpFlow | None, listener: Listener | None
+        self, fd: int, sock: socket.socket, flow: Receiver | None, listener: Listener | None
     ) -> bool:
-        """Take errors off a socket; False if there were none."""
+        """Take errors off a socket; False if there were none, OSError if it is broken."""
         found = False
         for _ in range(MAX_ERRORS):
-            try:
-                report = self._errors.read(fd)
-            except OSError as error:
-                log.limited("udp-errqueue", log.ERR, "Couldn't read error queue: %s", error)
-                if flow is not None:
-                    self.end(flow)
-                return True
+            report = self._errors.read(fd)
             if report is None:
                 break
             found = True
@@ -83,18 +90,29 @@ class UdpErrors(UdpBase):
             log.debug(f"Unqueued error on UDP socket {fd}: {os.strerror(pending)}")
         return found or bool(pending)
 
-    def _reported_flow(self, report: Report, listener: Listener | None) -> UdpFlow | None:
-        """The shared flow whose datagram ``report`` is about."""
+    def _reported_flow(self, report: Report, listener: Listener | None) -> Receiver | None:
+        """The flow without own socket whose datagram ``report`` is about."""
         if listener is None or report.local is None:
             return None
         peer, port, _ = unpack(report.destination)
         ports = PORTS.pack(port, listener.port)
-        return self._host_flows.get(unmap(peer) + unmap(report.local) + ports)
+        return listener.side.flows.get(unmap(peer) + unmap(report.local) + ports)
 
-    def _propagate(self, report: Report, fd: int, flow: UdpFlow | None) -> None:
+    def _propagate(self, report: Report, fd: int, flow: Receiver | None) -> None:
         """Pass one error on to the guest."""
         if log.debug_on:
             log.debug(f"ICMP error on UDP socket {fd}: {os.strerror(report.errno)}")
+        if isinstance(flow, Half):
+            # Nobody can send an error in the server's name by a socket.
+            log.limited(
+                "udp-icmp-splice",
+                log.WARNING,
+                "Can't propagate ICMP error from %s to %s: %s",
+                flow.side.name,
+                flow.other.side.name,
+                flow,
+            )
+            return
         if flow is None or flow.multicast:
             return
         v4 = len(flow.host_key) == 12

@@ -26,10 +26,12 @@ from passt.userspace.flow.table import Flow
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Sequence
 
     from passt.userspace.flow.sockname import SockName
     from passt.userspace.udp.base import UdpBase
     from passt.userspace.udp.frames import Headers
+    from passt.userspace.udp.side import Listener
 
 #: Source and destination port at the end of a key.
 PORTS = struct.Struct("!HH")
@@ -63,8 +65,8 @@ class Pair:
 class UdpFlow(Flow):
     """One pseudo-connection.
 
-    ``sock`` is the flow's own connected socket, or, if ``shared``, the listening socket it
-    came in by (see :meth:`passt.userspace.udp.base.UdpBase.from_host`).
+    ``sock`` is the flow's own connected socket, or, with ``via``, that of the listening socket
+    it came in by (see :mod:`passt.userspace.udp.base`).
     """
 
     __slots__ = (
@@ -87,13 +89,13 @@ class UdpFlow(Flow):
         "phantom_errors",
         "room",
         "segment",
-        "shared",
         "sock",
         "touched",
         "train_ttl",
         "ttl",
         "twin_next",
         "twin_previous",
+        "via",
     )
 
     kind = "UDP flow"
@@ -118,9 +120,9 @@ class UdpFlow(Flow):
         self.from_guest = from_guest
         #: Made in this round: datagrams of others may be in the socket's queue.
         self.fresh = True
-        #: ``sock`` is a listening socket; then the peer's address and the packet
+        #: Listening socket in place of an own one; then the peer's address and the packet
         #: information with our source address go along with each datagram.
-        self.shared = False
+        self.via: Listener | None = None
         self.peer: SockName | None = None
         self.ancillary: list[tuple[int, int, bytes]] = []
         #: The peer is a group or broadcast address.
@@ -170,6 +172,14 @@ class UdpFlow(Flow):
     def ready(self, events: int) -> None:
         """Handler of the socket's events."""
         self.owner.ready(self, events)
+
+    def take(self, indices: Sequence[int]) -> None:
+        """Send these datagrams of the batch to the guest."""
+        self.owner.deliver(self, indices)
+
+    def end(self) -> None:
+        """Remove the flow everywhere."""
+        self.owner.end(self)
 
 
 def _reverse(key: bytes) -> tuple[bytes, int, bytes, int]:

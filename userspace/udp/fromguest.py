@@ -10,9 +10,8 @@ guest is such a train already.
 Sizes that differ from datagram to datagram leave in single calls: preparing a ``sendmmsg``
 costs more than the calls it saves.
 
-UDP_SEGMENT needs datagrams within the path MTU, while larger single ones are fragmented by
-the kernel, and some paths do not have it at all (IPsec).  A train that is refused for such a
-reason is sent datagram by datagram, and its size remembered as too large for the flow.
+A train that is refused is sent datagram by datagram, and its size remembered as too large
+for the flow: see :mod:`passt.userspace.udp.output`.
 
 The guest's TTL or hop limit is set on the socket whenever it changes, so that traceroute
 works; for groups it is the multicast TTL.
@@ -20,15 +19,14 @@ works; for groups it is the multicast TTL.
 
 from __future__ import annotations
 
-import errno
 import socket
 import struct
 
-from passt.syscalls.sockopt import UDP_SEGMENT
 from passt.userspace import log
 from passt.userspace.udp.flow import UdpFlow
 from passt.userspace.udp.frames import MAX_PAYLOAD4
-from passt.userspace.udp.toguest import MAX_SEGMENTS, ToGuest
+from passt.userspace.udp.output import MAX_SEGMENTS, send, send_joined, send_train
+from passt.userspace.udp.toguest import ToGuest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,25 +45,6 @@ _TTL6 = 21
 _KEY4 = 26
 _KEY6 = 22
 
-#: A train is refused: too large for the path (EMSGSIZE, formerly EINVAL), or the path cannot
-#: cut it (EIO, EOPNOTSUPP).
-_NO_TRAIN = frozenset((errno.EMSGSIZE, errno.EINVAL, errno.EIO, errno.EOPNOTSUPP))
-
-#: Pending asynchronous errors, reported by and instead of a send: nothing is wrong with the
-#: datagram, and another attempt sends it.
-_STALE = frozenset(
-    (
-        errno.ECONNREFUSED,
-        errno.EHOSTUNREACH,
-        errno.ENETUNREACH,
-        errno.EHOSTDOWN,
-        errno.ENOPROTOOPT,
-        errno.EPROTO,
-        errno.EACCES,
-    )
-)
-
-_SEGMENT = struct.Struct("=H")
 _INT = struct.Struct("=i")
 
 
@@ -125,7 +104,9 @@ class FromGuest(ToGuest):
         if segment:
             self._flush(flow)
             flow.train_ttl = ttl
-            self._send_superframe(flow, payload, length, segment)
+            if ttl != flow.ttl:
+                self._set_ttl(flow)
+            send_joined(flow, payload, segment)
             return False
         if flow.room and 0 < length < flow.segment and ttl == flow.train_ttl:
             # The last of a train may be shorter.
@@ -159,74 +140,22 @@ class FromGuest(ToGuest):
         parts = flow.parts
         flow.room = 0
         count = len(parts)
+        if not count:
+            return
+        if flow.train_ttl != flow.ttl:
+            self._set_ttl(flow)
         if count == 1:
-            self._send(flow, parts[0])
-        elif count and not self._send_segments(flow, parts, flow.segment):
+            send(flow, parts[0])
+        elif not send_train(flow, parts, flow.segment):
             for part in parts:
-                self._send(flow, part)
+                send(flow, part)
         parts.clear()
-
-    def _send_superframe(
-        self, flow: UdpFlow, payload: memoryview, length: int, segment: int
-    ) -> None:
-        """Send a train of the guest: datagrams of ``segment`` bytes, the last maybe shorter."""
-        if length <= segment:
-            self._send(flow, payload)
-            return
-        step = min(MAX_PAYLOAD4 // segment, MAX_SEGMENTS) * segment
-        for start in range(0, length, step or segment):
-            part = payload[start : start + (step or segment)]
-            if (
-                len(part) > segment
-                and segment <= flow.gso_limit
-                and self._send_segments(flow, [part], segment)
-            ):
-                continue
-            for at in range(0, len(part), segment):
-                self._send(flow, part[at : at + segment])
-
-    def _send_segments(self, flow: UdpFlow, parts: list[memoryview], segment: int) -> bool:
-        """Send one train; False if it has to be sent datagram by datagram."""
-        if flow.train_ttl != flow.ttl:
-            self._set_ttl(flow)
-        ancillary = [*flow.ancillary, (socket.IPPROTO_UDP, UDP_SEGMENT, _SEGMENT.pack(segment))]
-        for _ in (1, 2):
-            try:
-                if flow.peer is None:
-                    flow.sock.sendmsg(parts, ancillary)
-                else:
-                    flow.sock.sendmsg(parts, ancillary, 0, flow.peer)
-            except OSError as error:
-                if error.errno in _STALE:
-                    continue
-                if error.errno in _NO_TRAIN:
-                    flow.gso_limit = segment - 1
-                    return False
-            return True
-        return True
-
-    def _send(self, flow: UdpFlow, payload: memoryview) -> None:
-        """Send one datagram; what the socket does not take is lost, as on any network."""
-        if flow.train_ttl != flow.ttl:
-            self._set_ttl(flow)
-        for _ in (1, 2):
-            try:
-                if flow.peer is None:
-                    flow.sock.send(payload)
-                else:
-                    flow.sock.sendmsg((payload,), flow.ancillary, 0, flow.peer)
-            except OSError as error:
-                if error.errno in _STALE:
-                    continue
-                if log.debug_on:
-                    log.debug(f"{flow}: send: {error.strerror}")
-            return
 
     def _set_ttl(self, flow: UdpFlow) -> None:
         """Have datagrams leave with the TTL or hop limit of the guest's."""
         ttl = flow.ttl = flow.train_ttl
         v4 = len(flow.host_key) == 12
-        if flow.shared:
+        if flow.via is not None:
             # The socket serves others, too: the value goes along with each datagram.
             level, kind = (
                 (socket.IPPROTO_IP, socket.IP_TTL)

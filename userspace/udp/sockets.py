@@ -12,13 +12,25 @@ from __future__ import annotations
 import errno
 import socket
 
-from passt.syscalls.sockopt import IP_PKTINFO, IP_RECVERR, IPV6_RECVERR, UDP_GRO
+from passt.kernel.sockets import SocketSpec, open_socket
+from passt.syscalls.sockopt import (
+    IP_FREEBIND,
+    IP_PKTINFO,
+    IP_RECVERR,
+    IPV6_FREEBIND,
+    IPV6_RECVERR,
+    UDP_GRO,
+)
 from passt.userspace.flow.sockname import name
 
-_TYPE = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from passt.kernel.sockets import Option
+
+_TYPE = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
 
 #: bind() fails with these if the port is not to be had, and another one would do.
-_PORT_TAKEN = frozenset((errno.EACCES, errno.EADDRINUSE))
+PORT_TAKEN = frozenset((errno.EACCES, errno.EADDRINUSE))
 
 
 def set_pktinfo(sock: socket.socket, wanted: bool, *, v4: bool) -> None:
@@ -29,42 +41,64 @@ def set_pktinfo(sock: socket.socket, wanted: bool, *, v4: bool) -> None:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, wanted)
 
 
-def new_socket(family: int, device: str = "") -> socket.socket:
-    """An unbound UDP socket with the options that flows and listeners have in common.
+def options(family: int, *, freebind: bool = False) -> tuple[Option, ...]:
+    """What flows and listeners have in common: SO_REUSEADDR, error queue, packet information.
 
-    Those are non-blocking, SO_REUSEADDR, an error queue, packet information, and the
-    ``device`` it is restricted to, if any.  OSError if one of them fails.
+    With ``freebind`` the address to bind to need not be the host's.
     """
-    sock = socket.socket(family, _TYPE)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET:
-            sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
-        else:
-            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
-        set_pktinfo(sock, True, v4=family == socket.AF_INET)
-        if device:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
-    except OSError:
-        sock.close()
-        raise
-    return sock
+    if family == socket.AF_INET:
+        common: tuple[Option, ...] = (
+            (socket.SOL_SOCKET, socket.SO_REUSEADDR, 1),
+            (socket.IPPROTO_IP, IP_RECVERR, 1),
+            (socket.IPPROTO_IP, IP_PKTINFO, 1),
+        )
+        return (*common, (socket.IPPROTO_IP, IP_FREEBIND, 1)) if freebind else common
+    common = (
+        (socket.SOL_SOCKET, socket.SO_REUSEADDR, 1),
+        (socket.IPPROTO_IPV6, IPV6_RECVERR, 1),
+        (socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1),
+    )
+    return (*common, (socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)) if freebind else common
 
 
-def listening_socket(family: int, device: str) -> socket.socket:
-    """A :func:`new_socket` that may serve both IP versions, and learn of errors in both."""
-    sock = new_socket(family, device)
+def listening_socket(family: int, device: str, *, freebind: bool = False) -> socket.socket:
+    """An unbound socket that may serve both IP versions, and learns of errors in both.
+
+    It is restricted to ``device``, if one is named.  OSError if a step fails.
+    """
+    wanted = options(family, freebind=freebind)
     if family == socket.AF_INET6:
-        try:
-            sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
-        except OSError:
-            sock.close()
-            raise
-    return sock
+        wanted = (*wanted, (socket.IPPROTO_IP, IP_RECVERR, 1))
+    return open_socket(SocketSpec(family, _TYPE, options=wanted, device=device).plain())
+
+
+def flow_spec(family: int, *, device: str = "", freebind: bool = False) -> SocketSpec:
+    """The socket of a flow, unbound, and without :func:`enable_gro`."""
+    # Without SO_BROADCAST 255.255.255.255, and broadcast addresses of subnets, are refused.
+    wanted = (*options(family, freebind=freebind), (socket.SOL_SOCKET, socket.SO_BROADCAST, 1))
+    if family == socket.AF_INET6:
+        # IPv4 flows have sockets of their own, and need not compete for the port.
+        wanted = (*wanted, (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1))
+    return SocketSpec(family, _TYPE, options=wanted, device=device)
+
+
+def enable_gro(sock: socket.socket) -> None:
+    """Let the kernel hand over several datagrams as one."""
+    try:
+        sock.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
+    except OSError:
+        # Linux < 5.0: datagrams come one by one.
+        pass
 
 
 def flow_socket(
-    local: bytes, port: int, *, scope: int, device: str, any_port: bool
+    local: bytes,
+    port: int,
+    *,
+    scope: int,
+    device: str,
+    any_port: bool,
+    freebind: bool = False,
 ) -> socket.socket:
     """A socket bound to ``local`` and ``port``, ready to be connected.
 
@@ -72,22 +106,14 @@ def flow_socket(
     ``any_port`` the kernel chooses a port if ``port`` is refused to us or taken.  OSError if
     any step fails.
     """
-    sock = new_socket(socket.AF_INET if len(local) == 4 else socket.AF_INET6, device)
+    family = socket.AF_INET if len(local) == 4 else socket.AF_INET6
+    sock = open_socket(flow_spec(family, device=device, freebind=freebind).plain())
     try:
-        # Without it 255.255.255.255, and broadcast addresses of subnets, are refused.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-        if len(local) == 16:
-            # IPv4 flows have sockets of their own, and need not compete for the port.
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        try:
-            sock.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
-        except OSError:
-            # Linux < 5.0: datagrams come one by one.
-            pass
+        enable_gro(sock)
         try:
             sock.bind(name(local, port, scope))
         except OSError as error:
-            if not any_port or error.errno not in _PORT_TAKEN:
+            if not any_port or error.errno not in PORT_TAKEN:
                 raise
             sock.bind(name(local, 0, scope))
     except OSError:

@@ -28,8 +28,9 @@ from passt.userspace.flow.nat import unmap
 from passt.userspace.link.base import MIN_FRAME
 from passt.userspace.loop import EPOLLERR, EPOLLIN
 from passt.userspace.udp.errors import UdpErrors
-from passt.userspace.udp.flow import PORTS, UdpFlow
+from passt.userspace.udp.flow import PORTS
 from passt.userspace.udp.frames import HEADERS4, MAX_PAYLOAD4, Headers
+from passt.userspace.udp.output import MAX_SEGMENTS
 from passt.userspace.udp.sockets import set_pktinfo
 from passt.userspace.wire import ipv4, ipv6, udp
 
@@ -42,7 +43,8 @@ if TYPE_CHECKING:
     from passt.userspace.flow.table import FlowTable
     from passt.userspace.link.base import Link
     from passt.userspace.loop import Loop
-    from passt.userspace.udp.base import Listener
+    from passt.userspace.udp.flow import UdpFlow
+    from passt.userspace.udp.side import Listener, Receiver, Side
 
 #: Datagrams (or trains joined by the kernel) per system call and event.
 BATCH = 64
@@ -56,9 +58,6 @@ _CONTROL = space(20) + space(4)
 #: Batches per event of a listening socket, 512 datagrams: the default receive buffer
 #: (212992 bytes) never holds more than 277.
 LISTEN_BATCHES = 8
-
-#: Datagrams per train, the bound of UDP_SEGMENT in older kernels.
-MAX_SEGMENTS = 64
 
 #: Assumed where the guest's MTU is not ours to set.
 _UNKNOWN_MTU = 1500
@@ -90,38 +89,38 @@ class ToGuest(UdpErrors):
             return
         if flow.fresh:
             # The draining at the end of the round it was made in hit its bound.
-            self._drain(flow)
+            self._drain(flow, self._host, flow.host_key)
             return
         count = self._batch.recv(flow.fd)
         if count > 0:
             flow.phantom_errors = 0
-            self._deliver(flow, range(count))
+            self.deliver(flow, range(count))
 
     def listener_ready(self, listener: Listener, events: int) -> None:
         """Serve the events of a listening socket."""
         if events & EPOLLERR:
             self._listener_errors(listener)
         if events & EPOLLIN:
-            self._read_any(listener.fd, listener.port, listener)
+            self._read_any(listener.fd, listener.port, listener.side, listener)
 
     def _drain_fresh(self) -> None:
         """Drain the sockets made in this round, and those that this makes."""
         fresh = self._fresh
         # The list may grow meanwhile.
-        for flow in fresh:
-            if flow.index >= 0:
-                self._drain(flow)
+        for receiver, side, key in fresh:
+            if receiver.index >= 0:
+                self._drain(receiver, side, key)
         fresh.clear()
 
-    def _drain(self, flow: UdpFlow) -> None:
-        """Dispatch what a new socket holds, whoever sent it."""
-        own_port = PORTS.unpack_from(flow.host_key, len(flow.host_key) - 4)[1]
-        if self._read_any(flow.fd, own_port, None):
-            flow.fresh = False
+    def _drain(self, receiver: Receiver, side: Side, key: bytes) -> None:
+        """Dispatch what a new socket holds, whoever sent it; ``key`` is that of its peer's."""
+        own_port = PORTS.unpack_from(key, len(key) - 4)[1]
+        if self._read_any(receiver.fd, own_port, side, None):
+            receiver.fresh = False
             # From here on the sender is known: save the kernel the work.
-            set_pktinfo(flow.sock, False, v4=len(flow.host_key) == 12)
+            set_pktinfo(receiver.sock, False, v4=len(key) == 12)
 
-    def _read_any(self, fd: int, port: int, listener: Listener | None) -> bool:
+    def _read_any(self, fd: int, port: int, side: Side, via: Listener | None) -> bool:
         """Dispatch datagrams to local ``port``; False if the bound was hit before the end."""
         batch = self._batch
         for _ in range(LISTEN_BATCHES):
@@ -131,17 +130,17 @@ class ToGuest(UdpErrors):
             if count < 0:
                 # A pending error, cleared by being reported; its details are in the queue.
                 continue
-            made = self._dispatch(port, listener)
+            made = self._dispatch(port, side, via)
             if count < BATCH and not made:
                 return True
         return False
 
-    def _dispatch(self, port: int, listener: Listener | None) -> bool:
+    def _dispatch(self, port: int, side: Side, via: Listener | None) -> bool:
         """Deliver a batch of datagrams of any senders; True if it began a flow."""
         batch = self._batch
-        flows = self._host_flows
+        flows = side.flows
         made = False
-        found: dict[UdpFlow, list[int]] = {}
+        found: dict[Receiver, list[int]] = {}
         for i, raw in enumerate(batch.names()):
             peer, peer_port, scope = unpack(raw)
             info = pktinfo(batch.control(i))
@@ -150,20 +149,20 @@ class ToGuest(UdpErrors):
             local = unmap(info[0])
             peer = unmap(peer)
             key = peer + local + PORTS.pack(peer_port, port)
-            flow = flows.get(key)
-            if flow is None:
-                flow = self.from_host(key, info[1], scope, listener)
-                if flow is None:
+            receiver = flows.get(key)
+            if receiver is None:
+                receiver = self.from_socket(side, key, info[1], scope, via)
+                if receiver is None:
                     continue
                 made = True
-            found.setdefault(flow, []).append(i)
-        for flow, indices in found.items():
-            self._deliver(flow, indices)
+            found.setdefault(receiver, []).append(i)
+        for receiver, indices in found.items():
+            receiver.take(indices)
         return made
 
     # Frames.
 
-    def _deliver(self, flow: UdpFlow, indices: Sequence[int]) -> None:
+    def deliver(self, flow: UdpFlow, indices: Sequence[int]) -> None:
         """Send these datagrams of the batch to the guest, in order."""
         flow.last = self._loop.now
         flow.host_active += 1
