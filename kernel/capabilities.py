@@ -40,6 +40,8 @@ SETUP = caps.mask(
     caps.CAP_SETPCAP, caps.CAP_NET_BIND_SERVICE, caps.CAP_NET_ADMIN, caps.CAP_SYS_ADMIN
 )
 RUNNING = 0
+#: Of the thread that makes sockets in the target namespace: low ports there (``-T 80``).
+NAMESPACE = caps.mask(caps.CAP_NET_BIND_SERVICE)
 
 
 def keep(wanted: int) -> None:

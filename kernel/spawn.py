@@ -3,7 +3,7 @@
 ::
 
     we                                   child
-    unshare(PID), fork  ───────────────►  dies with us from here on (PDEATHSIG, and our end
+    clone(PID namespace)  ─────────────►  dies with us from here on (PDEATHSIG, and our end
                                           of the pair)
                                           unshare network, mount, IPC, UTS
                                           /proc, ping_group_range, host name
@@ -12,14 +12,12 @@
     "go"                    ───────────►  signals and limits as our caller had them, exec
 
 The child is ours directly, so its exit status is; in a PID namespace of its own it is
-process 1, and takes everything it started with it.  ``unshare(CLONE_NEWPID)`` changes
-where our *next* children live, not us, which is why the user namespace's auxiliary child
-and the netlink process come before, and nothing is forked after.
+process 1, and takes everything it started with it.
 
 The namespace is handed over as a descriptor: once our user ids have changed, our /proc
 entries belong to root, and /proc/CHILD/ns/net can no longer be opened.
 
-Sources: namespaces(7), pid_namespaces(7), unshare(2), prctl(2), proc(5), icmp(7)
+Sources: namespaces(7), pid_namespaces(7), clone(2), unshare(2), prctl(2), proc(5), icmp(7)
 (ping_group_range).
 """
 
@@ -31,7 +29,7 @@ import socket
 
 from passt.kernel.errors import SetupError, reason
 from passt.kernel.netlink import channel
-from passt.syscalls import prctl
+from passt.syscalls import clone, prctl
 from passt.syscalls.closerange import close_from
 from passt.syscalls.ns import (
     CLONE_NEWIPC,
@@ -99,9 +97,8 @@ def spawn(command: Command, hostname: str, pidns: bool) -> Child:
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        if pidns:
-            unshare(CLONE_NEWPID)
-        pid = os.fork()
+        # Not unshare() and fork: that would deny us threads, see passt.syscalls.clone.
+        pid = clone.fork(CLONE_NEWPID) if pidns else os.fork()
     except OSError as error:
         raise SetupError(f"{_FAILED}: {reason(error)}") from None
     if pid == 0:

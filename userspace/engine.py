@@ -1,67 +1,97 @@
-"""The running program: a loop, a link, and the translators between them and the host.
+"""The running program: a loop, a link, the translators between them and the host, the bypass.
 
-:func:`open_listeners` comes first, while low ports are to be had; :class:`Engine` is made
-once the tap exists.  Afterwards nothing is opened by path.
+Sockets of rules come first, in :class:`passt.userspace.forward.forwarder.Forwarder`, some of
+them before identity and namespaces change; :class:`Engine` is made once the tap exists.
+Afterwards nothing is opened by path.
 """
 
 from __future__ import annotations
 
-from passt.kernel.errors import SetupError
+import socket
+
+from passt.kernel.nsthread import NsThread
 from passt.syscalls.tun import TUN_F_TSO4, TUN_F_TSO6, TUN_F_USO4, TUN_F_USO6
-from passt.userspace import log, tcp, udp
-from passt.userspace.flow.listen import ListenError
+from passt.userspace import log
 from passt.userspace.flow.nat import Nat
+from passt.userspace.flow.rules import SPLICE
 from passt.userspace.flow.table import FlowTable
 from passt.userspace.icmp import Icmp
+from passt.userspace.link.null import NullLink
 from passt.userspace.link.tap import TapLink
 from passt.userspace.loop import EPOLLIN, Loop
 from passt.userspace.pcap import Pcap
+from passt.userspace.splice.tcp import SpliceTcp
 from passt.userspace.stack import Stack
 from passt.userspace.stats import Statistics
 from passt.userspace.tcp.accept import Acceptors
 from passt.userspace.tcp.context import Context
 from passt.userspace.tcp.tcp import Tcp
+from passt.userspace.udp import Udp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import socket
-
     from passt.kernel.netlink.worker import Tap
-    from passt.userspace.config.model import Config, Rule
-
-    Listener = tuple[Rule, int, socket.socket]
+    from passt.userspace.config.model import Config
+    from passt.userspace.forward.binding import Owner
+    from passt.userspace.forward.forwarder import Forwarder
+    from passt.userspace.link.base import Link
 
 _USO = TUN_F_USO4 | TUN_F_USO6
-
-
-class Listeners:
-    """Bound sockets of the inbound rules, with rule and port, by protocol."""
-
-    __slots__ = ("tcp", "udp")
-
-    def __init__(self, tcp_sockets: list[Listener], udp_sockets: list[Listener]) -> None:
-        self.tcp = tcp_sockets
-        self.udp = udp_sockets
-
-
-def open_listeners(config: Config) -> Listeners:
-    """Bind a socket for each port of each inbound rule; SetupError for the first failure."""
-    try:
-        return Listeners(
-            tcp.open_listeners(config) if config.tcp else [],
-            udp.open_listeners(config),
-        )
-    except ListenError as error:
-        raise SetupError(f"{error}\nCouldn't listen on requested ports") from None
 
 
 class Engine:
     """Everything that runs in the loop."""
 
-    def __init__(self, config: Config, tap: Tap, listeners: Listeners) -> None:
-        """Assemble the parts; the listeners start to listen.  OSError if epoll refuses."""
+    def __init__(
+        self, config: Config, tap: Tap | None, forwarder: Forwarder, control: socket.socket | None
+    ) -> None:
+        """Assemble the parts; sockets of rules start to listen.
+
+        ``tap`` is ``None`` with ``--splice-only``; ``control`` is the bound socket for pesto.
+        OSError if epoll refuses, ForwardError if a socket cannot listen.
+        """
+        self.config = config
         self.loop = loop = Loop()
         self._pcap: Pcap | None = None
+        self.nat = nat = Nat(config)
+        self.table = table = FlowTable()
+        #: To be started in the namespace after the last fork.
+        self.nsthread = nsthread = NsThread()
+        loop.add(nsthread.fileno(), EPOLLIN, nsthread.on_event)
+        ifindex = 0 if tap is None else tap.ifindex
+        self._splice = SpliceTcp(config, nat, loop, table, nsthread, ifindex)
+        link: Link = NullLink() if tap is None else self._tap_link(tap)
+        udp = Udp(config, nat, loop, link, table, nsthread, ifindex) if config.udp else None
+        tcp = None
+        self.stack: Stack | None = None
+        if tap is not None:
+            tcp = Tcp(Context(config, nat, loop, link, table)) if config.tcp else None
+            icmp = Icmp(config, nat, loop, link, table) if config.icmp else None
+            self.stack = Stack(config, nat, link, tcp, udp, icmp)
+        if config.stats_interval:
+            statistics = Statistics(config.stats_interval, loop, link, table)
+            loop.every_round(statistics.tick)
+        owners: dict[int, Owner] = {}
+        if config.tcp:
+            owners[socket.IPPROTO_TCP] = Acceptors(loop, tcp, self._splice)
+        if udp is not None:
+            owners[socket.IPPROTO_UDP] = udp
+        forwarder.attach(loop, owners)
+        forwarder.use(SPLICE, nsthread)
+        self._control = None
+        if control is not None:
+            from passt.userspace.control.server import ControlServer
+
+            self._control = ControlServer(loop, control, forwarder.tables, forwarder.replace)
+            self._control.start()
+
+    def close(self) -> None:
+        """Bring the capture to disk."""
+        if self._pcap is not None:
+            self._pcap.close()
+
+    def _tap_link(self, tap: Tap) -> TapLink:
+        """The link over the tap device, read by the loop."""
         offloads = tap.offloads
         link = TapLink(
             tap.fd,
@@ -72,31 +102,10 @@ class Engine:
             on_dead=self._link_died,
         )
         link.guest_mac = tap.mac
-        if config.pcap_path:
-            self._capture(config.pcap_path, link)
-        nat = Nat(config)
-        table = FlowTable()
-        tcp_side = Tcp(Context(config, nat, loop, link, table)) if config.tcp else None
-        udp_side = udp.Udp(config, nat, loop, link, table) if config.udp else None
-        icmp_side = Icmp(config, nat, loop, link, table) if config.icmp else None
-        self.nat = nat
-        self.stack = Stack(config, nat, link, tcp_side, udp_side, icmp_side)
-        loop.add(tap.fd, EPOLLIN, link.on_event)
-        if config.stats_interval:
-            statistics = Statistics(config.stats_interval, loop, link, table)
-            loop.every_round(statistics.tick)
-        if tcp_side is not None:
-            acceptors = Acceptors(loop, tcp_side, None)
-            for rule, port, sock in listeners.tcp:
-                acceptors.attach_listener(sock, rule, port)
-        if udp_side is not None:
-            for rule, port, sock in listeners.udp:
-                udp_side.attach_listener(sock, rule, port)
-
-    def close(self) -> None:
-        """Bring the capture to disk."""
-        if self._pcap is not None:
-            self._pcap.close()
+        self.loop.add(tap.fd, EPOLLIN, link.on_event)
+        if self.config.pcap_path:
+            self._capture(self.config.pcap_path, link)
+        return link
 
     def _capture(self, path: str, link: TapLink) -> None:
         """Record all frames in the file ``path``; failing to open it is not fatal."""

@@ -11,14 +11,16 @@ daemon end.  Each step is a method, called by :meth:`Startup.run` in the order o
     groups, GID, UID, user ns     take_identity
     child with the command        spawn_command
     tap, addresses, routes        configure
+    ports in the namespace        open_namespace_ports
     loop, link, translators       assemble
     PID namespace                 isolate        nothing is opened by path after this
-    capabilities                  drop
     background, PID file          detach
+    thread in the namespace       enter_namespace
+    capabilities                  drop
     release the command, loop     serve
 
-There is one thread throughout.  The netlink process, forked before all this, ends with
-``configure``; nothing is forked after ``detach``.
+The netlink process, forked before all this, ends with ``open_namespace_ports``; nothing is
+forked after ``detach``, and until then there is one thread.
 
 Failures are :class:`~passt.kernel.errors.SetupError` and its like, whose text is the one
 line that the user sees; the exit status is 1, and a command that was waiting never runs.
@@ -35,9 +37,10 @@ from passt.kernel import capabilities, identity, userns
 from passt.kernel.command import Command
 from passt.kernel.daemon import PidFile, daemonise
 from passt.kernel.errors import SetupError, reason
-from passt.kernel.netlink.worker import FamilyPlan, WorkerError
+from passt.kernel.netlink.worker import FamilyPlan, TemplateInfo, WorkerError
 from passt.kernel.nswatch import PERIOD, NamespaceWatch
 from passt.kernel.signals import SignalPipe
+from passt.kernel.sockdiag import SPEC, SocketDiag
 from passt.kernel.spawn import spawn
 from passt.kernel.target import open_namespace
 from passt.syscalls.ns import CLONE_NEWPID, unshare
@@ -45,18 +48,26 @@ from passt.userspace import log
 from passt.userspace.config.errors import UsageError
 from passt.userspace.config.resolve import enabled_versions, resolve
 from passt.userspace.config.summary import print_summary, warn_mtu
-from passt.userspace.engine import Engine, open_listeners
+from passt.userspace.control.path import bind_socket
+from passt.userspace.engine import Engine
+from passt.userspace.flow.rules import HOST, SPLICE
+from passt.userspace.forward.forwarder import Forwarder
+from passt.userspace.forward.proclist import open_port_lists
+from passt.userspace.forward.scan import PortScan
+from passt.userspace.forward.sockets import Here
 from passt.userspace.loop import EPOLLIN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
+
     from passt.kernel.daemon import Readiness
     from passt.kernel.netlink.worker import Tap, Worker
     from passt.kernel.spawn import Child
     from passt.kernel.target import Entry
     from passt.userspace.config.model import Config, Family
     from passt.userspace.config.options import Options, Target
-    from passt.userspace.engine import Listeners
+    from passt.userspace.forward.side import Make
 
 #: Objects made in the loop before the collector looks at them: cycles are rare there.
 _GC_THRESHOLD = 10000
@@ -75,7 +86,8 @@ class Startup:
         self.worker = worker
         self.config: Config
         self.identity: identity.Identity
-        self.listeners: Listeners
+        self.forwarder: Forwarder
+        self.control: socket.socket | None = None
         self.engine: Engine
         #: Descriptors of the namespaces to serve, and of /dev/null.
         self.netns = -1
@@ -98,10 +110,12 @@ class Startup:
             self.take_identity()
             self.spawn_command()
             tap = self.configure()
+            self.open_namespace_ports()
             self.assemble(tap)
             self.isolate()
-            self.drop()
             self.detach()
+            self.enter_namespace()
+            self.drop()
         except (*_FATAL, OSError) as error:
             for line in str(error).split("\n"):
                 log.err(line)
@@ -130,15 +144,19 @@ class Startup:
         if warning:
             log.warn(warning)
         v4, v6 = versions = enabled_versions(options)
-        template = self.worker.template(
-            options.interface or None,
-            options.outbound_if4 or None,
-            options.outbound_if6 or None,
-            ipv4=v4,
-            ipv6=v6,
-            has_address4=options.address_v4 is not None,
-            has_address6=options.address_v6 is not None,
-            has_link_local=_is_link_local(options.gateway_v6),
+        template = (
+            TemplateInfo(None, None, [])
+            if options.splice_only
+            else self.worker.template(
+                options.interface or None,
+                options.outbound_if4 or None,
+                options.outbound_if6 or None,
+                ipv4=v4,
+                ipv6=v6,
+                has_address4=options.address_v4 is not None,
+                has_address6=options.address_v6 is not None,
+                has_link_local=_is_link_local(options.gateway_v6),
+            )
         )
         _tell(template.notes)
         self.config = resolve(options, versions, template)
@@ -150,7 +168,9 @@ class Startup:
         if self.target.spawns:
             self.command = Command(self.target.executable, self.target.argv, limits)
         resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))
-        self.listeners = open_listeners(self.config)
+        self.forwarder = Forwarder(self.config)
+        self.forwarder.set_scope(HOST, self.config.v6.ifindex)
+        self.forwarder.open_fixed(HOST, Here().call)
 
     def open_files(self) -> None:
         """Open what belongs to our caller: the PID file, existing namespaces, their watch."""
@@ -161,6 +181,9 @@ class Startup:
                 self.pid_file = PidFile(options.pid)
             except OSError as error:
                 raise SetupError(f"Couldn't open PID file {options.pid}: {reason(error)}") from None
+        if options.conf_path:
+            self.control = bind_socket(options.conf_path)
+            log.info("UNIX domain socket bound at %s", options.conf_path)
         user = None
         if self.target.userns:
             user = open_namespace("user", self.target.userns)
@@ -204,16 +227,18 @@ class Startup:
         for warning in self.child.warnings:
             log.warn(warning)
 
-    def configure(self) -> Tap:
-        """Have the tap made and the namespace configured; the netlink process ends here."""
+    def configure(self) -> Tap | None:
+        """Have the tap made, if there is to be one, and the namespace configured."""
         config = self.config
         if self.options.show_summary:
             print_summary(config)
         worker = self.worker
         user_fd = self.userns if self.userns >= 0 else None
-        tap = worker.enter(user_fd, self.netns, config.ns_ifname)
-        assert tap is not None
+        tap = worker.enter(user_fd, self.netns, None if config.splice_only else config.ns_ifname)
         worker.loopback_up()
+        if tap is None:
+            return None
+        self.forwarder.set_scope(SPLICE, tap.ifindex)
         if self.options.ns_mac_addr is not None:
             tap.mac = worker.set_mac(self.options.ns_mac_addr)
         if config.config_net:
@@ -222,23 +247,31 @@ class Startup:
             config.v4.enabled = done.ipv4
             config.v6.enabled = done.ipv6
             self.guest_link_local = done.link_local
-        worker.close()
-        # The tap is all we need; a namespace must not outlive its users on our account.
-        for fd in (self.netns, self.userns):
-            if fd >= 0:
-                os.close(fd)
         return tap
 
-    def assemble(self, tap: Tap) -> None:
+    def open_namespace_ports(self) -> None:
+        """Open what rules want in the namespace; the netlink process ends here."""
+        forwarder, worker = self.forwarder, self.worker
+        forwarder.open_fixed(SPLICE, worker.sockets)
+        automatic = any(rule.auto for rule in (*self.config.rules, *self.config.rules_ns))
+        if automatic or self.control is not None:
+            forwarder.scan(HOST, PortScan(open_port_lists(), _diag(Here().call)))
+            forwarder.scan(SPLICE, PortScan(worker.port_lists(), _diag(worker.sockets)))
+            forwarder.open_auto({HOST: Here().call, SPLICE: worker.sockets})
+        worker.close()
+        if self.userns >= 0:
+            os.close(self.userns)
+
+    def assemble(self, tap: Tap | None) -> None:
         """Make the loop and everything in it; from here on, connections queue up."""
         try:
-            self.engine = engine = Engine(self.config, tap, self.listeners)
+            self.engine = engine = Engine(self.config, tap, self.forwarder, self.control)
             engine.nat.observed_ll = self.guest_link_local
             if self.watch is not None:
                 self._attach_watch(self.watch)
         except OSError as error:
             raise SetupError(f"Failed to set up event loop: {reason(error)}") from None
-        if self.config.config_net:
+        if self.config.config_net and engine.stack is not None:
             engine.stack.announce()
 
     def _attach_watch(self, watch: NamespaceWatch) -> None:
@@ -271,6 +304,15 @@ class Startup:
             unshare(CLONE_NEWPID)
         except OSError as error:
             raise SetupError(f"Failed to sandbox process, exiting: {reason(error)}") from None
+
+    def enter_namespace(self) -> None:
+        """Start the thread that makes sockets in the namespace, where it may bind low ports."""
+        try:
+            self.engine.nsthread.start(self.netns, capabilities.NAMESPACE)
+        except OSError as error:
+            raise SetupError(f"Couldn't switch to pasta namespaces: {reason(error)}") from None
+        # A namespace must not outlive its users on our account.
+        os.close(self.netns)
 
     def drop(self) -> None:
         """Give up the remaining capabilities."""
@@ -350,3 +392,9 @@ def _tell(notes: list[tuple[str, str]]) -> None:
 
 def _is_link_local(addr: bytes | None) -> bool:
     return addr is not None and addr[0] == 0xFE and addr[1] & 0xC0 == 0x80
+
+
+def _diag(make: Make) -> SocketDiag | None:
+    """Means to ask the kernel about sockets where ``make`` makes some, if it has them."""
+    sock = make([SPEC])[0]
+    return None if isinstance(sock, OSError) else SocketDiag(sock)

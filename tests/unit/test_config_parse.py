@@ -237,14 +237,14 @@ def test_outbound_rules_and_splicing_are_for_pasta(word: str, name: str) -> None
 
 def test_rules_depend_on_what_the_kernel_has(monkeypatch: pytest.MonkeyPatch) -> None:
     def rules(*words: str) -> list[str]:
-        options = pasta(*words, "true")
+        options = pasta("-u", "none", "-U", "none", *words, "true")
         return [str(rule) for rule in options.rules + options.rules_ns]
 
     assert rules("-t", "22", "-T", "53") == ["TCP [*]:22  =>  22 ", "TCP [*]%lo:53  =>  53 "]
     monkeypatch.setattr(resolve, "_has_ipv6", lambda: False)
-    assert rules("-t", "22") == ["TCP [0.0.0.0]:22  =>  22 "]
+    assert rules("-t", "22", "-T", "none") == ["TCP [0.0.0.0]:22  =>  22 "]
     monkeypatch.setattr(parse_module, "can_bind_to_device", lambda: False)
-    assert rules("-T", "53") == ["TCP [127.0.0.1]:53  =>  53 "]
+    assert rules("-t", "none", "-T", "53") == ["TCP [127.0.0.1]:53  =>  53 "]
 
 
 def test_capabilities_of_rule_tables() -> None:

@@ -453,10 +453,7 @@ def test_deletion() -> None:
         (["-t", "8000,~8000", "-u", "none"], "", "TTUU"),
     ],
 )
-def test_defaults(
-    given: list[str], rules_of_host: str, rules_of_splice: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(ports.DEFAULTS, "pasta", "auto")
+def test_defaults(given: list[str], rules_of_host: str, rules_of_splice: str) -> None:
     made = [RuleTable(HOST, PASTA), RuleTable(SPLICE, PASTA)]
     pairs = zip(given[::2], given[1::2], strict=True)
     ports.fill_tables(made, [(BY_LETTER[letter], text) for letter, text in pairs], "pasta")
@@ -466,8 +463,7 @@ def test_defaults(
     assert all(r.flags & (AUTO | BEST_EFFORT) == AUTO | BEST_EFFORT for r in defaults)
 
 
-def test_no_defaults_for_disabled_protocols(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ports.DEFAULTS, "pasta", "auto")
+def test_no_defaults_for_disabled_protocols() -> None:
     made = RuleTable(HOST, PASTA & ~CAP_TCP)
     ports.fill_tables([made], [], "pasta")
     assert {rule.protocol for rule in made} == {IPPROTO_UDP}

@@ -34,9 +34,8 @@ def main() -> NoReturn:
         fill_standard()
         status = _run(sys.argv)
     except Exception:
-        import traceback
-
-        traceback.print_exc()
+        # The built-in hook: importing traceback may fail where we have got to.
+        sys.__excepthook__(*sys.exc_info())
     finally:
         from passt.userspace import log
 

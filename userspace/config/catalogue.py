@@ -28,7 +28,7 @@ from passt.userspace.config.table import ADD, FAMILY, PASTA, Option
 
 PASTA_ONLY = (PASTA,)
 
-_PORTS_DEFAULT = "none"
+_PORTS_DEFAULT = "auto in pasta, none in passt"
 _PORTS_DETAILS = (
     "PORTS is `PORT` or `FIRST-LAST`, with `:TARGET` if the ports to connect to are others: "
     "`PORT`, `FIRST-LAST`, `ADDRESS`, or `ADDRESS/PORT` and `ADDRESS/FIRST-LAST`. `~PORT` and "

@@ -81,7 +81,7 @@ UDP_NS = PortOption("-U", SPLICE, IPPROTO_UDP)
 PORT_OPTIONS = (TCP_PORTS, UDP_PORTS, TCP_NS, UDP_NS)
 
 #: What an option that does not occur amounts to, by mode.
-DEFAULTS = {PASTA: "none", PASST: "none"}
+DEFAULTS = {PASTA: "auto", PASST: "none"}
 
 
 class Spec:
