@@ -309,7 +309,7 @@ def test_client_on_the_port_of_the_service(make_rig: MakeRig) -> None:
     rig = make_rig()
     client = rig.client(4, "127.0.0.1", rig.ns_port + 1)
     client.sendto(b"query", ("127.0.0.1", rig.ns_port))
-    rig.settle()
+    rig.serve()
     far = rig.halves()[1]
     assert far.sock.getsockname() != far.sock.getpeername()
     assert far.sock.getpeername() == ("127.0.0.1", rig.ns_port + 1)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from passt.kernel.sockets import SocketSpec
+from passt.syscalls.errqueue import SO_EE_ORIGIN_ICMP, Report
 from passt.userspace import log
 from passt.userspace.config.model import Rule
 from passt.userspace.loop import EPOLLERR, EPOLLIN
@@ -168,7 +169,7 @@ def test_detached_socket_serves_the_flows_that_need_it(
     server.send(b"answer")
     assert rig.receive(client, 1) == [b"answer"]
     rig.client(version).sendto(b"new", (LOOPBACK_TEXT[version], rig.port))
-    rig.settle()
+    rig.serve()
     assert len(rig.spliced()) == 1
     confined.privileged = True
     rig.listen(Rule(UDP, rig.port, rig.port, rig.port + 1))
@@ -178,7 +179,7 @@ def test_detached_socket_serves_the_flows_that_need_it(
     assert len(rig.spliced()) == 2
     assert rig.listener.sock.fileno() == fd
     rig.spliced()[0].near.end()  # type: ignore[union-attr]
-    rig.settle()
+    rig.serve()
     assert rig.listener.sock.fileno() == -1
 
 
@@ -191,7 +192,7 @@ def test_full_table(make_rig: MakeRig, messages: list[str]) -> None:
     before = descriptors()
     for _ in range(20):
         rig.client(4).sendto(b"dropped", ("127.0.0.1", rig.port))
-    rig.settle()
+    rig.serve()
     assert "Flow table full" in messages[0]
     assert descriptors() == before + 20
     client.send(b"served")
@@ -204,7 +205,7 @@ def test_no_sockets_in_the_namespace(make_rig: MakeRig, messages: list[str]) -> 
     rig.maker.failure = OSError(errno.EMFILE, "Too many open files")
     client.sendto(b"lost", ("127.0.0.1", rig.port))
     client.sendto(b"lost", ("127.0.0.1", rig.ns_port))
-    rig.settle()
+    rig.serve()
     assert [text for text in messages if text.startswith("Couldn't open flow specific socket")]
     assert rig.spliced() == []
     assert rig.udp._host.flows == {}
@@ -235,7 +236,7 @@ def test_connect_that_fails(
     monkeypatch.setattr("socket.socket", Unroutable)
     for _ in range(10):
         client.sendto(b"lost", ("127.0.0.1", rig.port))
-    rig.settle()
+    rig.serve()
     assert len(attempts) == 10 * failing
     assert "Couldn't connect flow socket: Network is unreachable: HOST [" in messages[0]
     assert rig.spliced() == []
@@ -260,7 +261,7 @@ def test_socket_that_cannot_be_watched(
 
     monkeypatch.setattr(type(rig.loop), "add", lambda _self, *arguments: refuse(*arguments))
     client.sendto(b"lost", ("127.0.0.1", rig.port))
-    rig.settle()
+    rig.serve()
     assert len(attempts) == failing
     assert rig.spliced() == []
     assert rig.udp._host.flows == {}
@@ -268,9 +269,10 @@ def test_socket_that_cannot_be_watched(
     assert descriptors() - len(rig.udp._pools[4]._stock) == before
 
 
-@pytest.mark.parametrize("sizes", [[1], [5] * 90, [1, 2, 3] * 30, [5, 5]], ids=len)
+# Few datagrams each: the kernel limits how many ICMP errors it sends in a second.
+@pytest.mark.parametrize("sizes", [[1], [5] * 9, [1, 2, 3] * 3, [5, 5]], ids=str)
 def test_refused_datagrams_leave_the_flow_usable(
-    make_rig: MakeRig, messages: list[str], version: int, sizes: list[int]
+    make_rig: MakeRig, version: int, sizes: list[int]
 ) -> None:
     """Nobody listens: nothing is told to anybody, the loop rests, and later it works."""
     rig = make_rig()
@@ -279,9 +281,8 @@ def test_refused_datagrams_leave_the_flow_usable(
     for _ in range(2):
         for size in sizes:
             client.send(bytes(size))
-        rig.settle()
+        rig.serve()
     assert rig.link.sent == []
-    assert [text for text in messages if "Can't propagate ICMP error from SPLICE to HOST" in text]
     server = rig.server(version)
     for size in sizes:
         client.send(bytes(size))
@@ -296,22 +297,40 @@ def test_refused_answers(make_rig: MakeRig, version: int) -> None:
     client.close()
     for size in (1, 2, 3, 4, 4, 4, 4):
         server.send(bytes(size))
-        rig.settle()
+        rig.serve()
     assert rig.link.sent == []
     assert len(rig.spliced()) == 1
 
 
 def test_refusal_on_a_listening_socket(
-    make_rig: MakeRig, confined: type[Confined], messages: list[str], version: int
+    make_rig: MakeRig, confined: type[Confined], version: int
 ) -> None:
     rig = make_rig()
     confined.low = rig.port
     client, server = established(rig, version)
     client.close()
     server.send(b"refused")
-    rig.settle()
+    rig.serve()
     assert rig.link.sent == []
-    assert [text for text in messages if "Can't propagate ICMP error from HOST to SPLICE" in text]
+    assert len(rig.spliced()) == 1
+
+
+def test_errors_are_not_propagated(make_rig: MakeRig, messages: list[str]) -> None:
+    """Not even to the guest, whom they do not concern."""
+    rig = make_rig()
+    established(rig, 4)
+    near, far = rig.halves()
+    report = Report(b"", b"hello")
+    report.errno = errno.ECONNREFUSED
+    report.origin = SO_EE_ORIGIN_ICMP
+    report.type, report.code = 3, 3
+    for half in (near, far):
+        rig.udp._propagate(report, half.fd, half)
+    assert messages == [
+        f"Can't propagate ICMP error from HOST to SPLICE: {near}",
+        f"Can't propagate ICMP error from SPLICE to HOST: {near}",
+    ]
+    assert rig.link.sent == []
 
 
 def test_socket_that_always_reports_errors(make_rig: MakeRig, messages: list[str]) -> None:

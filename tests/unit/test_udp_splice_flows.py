@@ -108,7 +108,7 @@ def test_splice_only_refuses_rules_with_target(make_rig: MakeRig, messages: list
     )
     client = rig.client(4)
     client.sendto(b"x", ("127.0.0.1", port))
-    rig.settle()
+    rig.serve()
     number = client.getsockname()[1]
     assert messages == [f"No rules to forward HOST UDP [127.0.0.1]:{number} -> [127.0.0.1]:{port}"]
     assert rig.link.sent == []
@@ -127,7 +127,7 @@ def test_other_than_loopback_is_refused(
     client = rig.client(4)
     port = rig.port if pif == "host" else rig.ns_port
     client.sendto(b"x", ("127.0.0.1", port))
-    rig.settle()
+    rig.serve()
     name = "HOST" if pif == "host" else "SPLICE"
     number = client.getsockname()[1]
     assert messages == [
@@ -142,7 +142,7 @@ def test_guest_without_address_is_not_reached(make_rig: MakeRig, messages: list[
     configuration.v6.addr = None
     rig = make_rig(configuration=configuration)
     rig.client(6).sendto(b"x", ("::1", rig.port))
-    rig.settle()
+    rig.serve()
     assert len(messages) == 1
     assert rig.spliced() == []
 
@@ -175,7 +175,7 @@ def test_link_local_guest_is_on_the_link_of_the_namespace(
     rig.nat.observe6(bytes.fromhex("fe800000000000000000000000000010"))
     rig.nat.observed6 = None
     rig.client(6).sendto(b"x", ("::1", rig.port))
-    rig.settle()
+    rig.serve()
     assert recording[0] == ("fe80::10", rig.port + 1, 0, 77)
 
 
@@ -188,7 +188,7 @@ def test_group_address_is_kept(make_rig: MakeRig, recording: list[object]) -> No
     client = rig.client(4)
     client.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, bytes((127, 0, 0, 1)))
     client.sendto(b"who?", ("224.0.0.251", port))
-    rig.settle()
+    rig.serve()
     assert recording[0] == ("224.0.0.251", port + 1)
     assert rig.link.sent == []
 
@@ -200,7 +200,7 @@ def test_outbound_target_elsewhere_is_sent_from_any_address(
     target = bytes((198, 51, 100, 7))
     rig = make_rig(ns_rule=Rule(UDP, port, port, port + 1, address=bytes(4), target=target))
     rig.client(4).sendto(b"x", ("127.0.0.1", port))
-    rig.settle()
+    rig.serve()
     assert recording[0] == ("198.51.100.7", port + 1)
     assert rig.halves()[1].side.name == "HOST"
 
@@ -212,7 +212,7 @@ def test_flows_outlive_their_listening_socket(make_rig: MakeRig, version: int) -
     rig = make_rig()
     client, server = established(rig, version)
     rig.udp.detach_listener(rig.listener)
-    rig.settle()
+    rig.serve()
     assert rig.listener.sock.fileno() == -1
     client.send(b"more")
     assert rig.receive(server, 1) == [b"more"]
@@ -263,7 +263,7 @@ def test_nothing_is_left_of_ended_flows(make_rig: MakeRig, version: int) -> None
         for flow in rig.spliced():
             rig.udp.end_spliced(flow)
             rig.udp.end_spliced(flow)
-        rig.loop.round(0.0)
+        rig.serve()
         client.send(b"x")
         rig.serve()
     left = len(rig.udp._pools[4 if version == 4 else 16]._stock)
@@ -282,7 +282,7 @@ def test_events_of_the_round_that_ended_the_flow(make_rig: MakeRig) -> None:
     near.take(range(1))
     near.ready(EPOLLERR)
     far.end()
-    rig.settle()
+    rig.serve()
     assert rig.spliced() == []
 
 

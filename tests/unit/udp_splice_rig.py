@@ -143,16 +143,19 @@ class SpliceRig(Rig):
         sock = socket.socket(FAMILY[version], socket.SOCK_DGRAM)
         self._sockets.append(sock)
         sock.settimeout(5)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((address or LOOPBACK_TEXT[version], port))
+        # Not earlier: the kernel would give several sockets one port.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         return sock
 
     def serve(self) -> None:
         """Run until no event is left; AssertionError if there is always another."""
         for _ in range(500):
+            self.loop.round(0.0)
             if not select.select([self.loop.fileno()], [], [], 0)[0]:
                 return
-            self.loop.round(0.0)
         raise AssertionError("the loop spins")
 
     def receive(self, sock: socket.socket, count: int) -> list[bytes]:
