@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 
 import pytest
@@ -17,7 +16,6 @@ from tests.system.kit.topology import Topology
 pytestmark = pytest.mark.system
 
 PORT = 5201
-FORWARD = {4: "198.51.100.53", 6: "2001:db8:1::53"}
 LONG = "x" * 240
 RECORDS = [
     "--address=/test.example/192.0.2.99",
@@ -64,38 +62,6 @@ def test_large_answer_by_udp(start_pasta: StartPasta, name_server: None, version
     pasta = start_pasta()
     words = ["+bufsize=4096", "+ignore", "TXT", "long.example"]
     assert dig(pasta.ns, net.REMOTE[version], *words).count(LONG) == 9
-
-
-@pytest.mark.parametrize("transport", ["+notcp", "+tcp"])
-def test_dns_forward(
-    start_pasta: StartPasta, name_server: None, version: int, transport: str
-) -> None:
-    """Queries to the special address reach the real server, and seem to be answered by it."""
-    special, real = FORWARD[version], net.REMOTE[version]
-    pasta = start_pasta("--dns-forward", special, "--dns-host", real)
-    answer = dig(pasta.ns, special, transport, "test.example")
-    assert "192.0.2.99" in answer
-    assert f"SERVER: {special}#53" in answer
-    # Queries that were sent to the real server directly keep its address.
-    assert f"SERVER: {real}#53" in dig(pasta.ns, real, transport, "test.example")
-
-
-def test_dns_forward_of_port_853(start_pasta: StartPasta, remote: Netns, version: int) -> None:
-    special, real = FORWARD[version], net.REMOTE[version]
-    pasta = start_pasta("--dns-forward", special, "--dns-host", real)
-    with remote.listen(real, 853) as listener, pasta.ns.connect(special, 853):
-        assert listener.accept()[1][0] == net.HOST[version]
-
-
-def test_loopback_resolver_of_the_host(start_pasta: StartPasta, host: Netns, folder: str) -> None:
-    """A stub resolver at 127.0.0.53, as with systemd: reached as the gateway."""
-    dnsmasq(host, ["127.0.0.53"], RECORDS)
-    path = os.path.join(folder, "resolv.conf")
-    with open(path, "w") as file:
-        file.write("nameserver 127.0.0.53\n")
-    pasta = start_pasta(resolv_conf=path)
-    for transport in ("+notcp", "+tcp"):
-        assert dig(pasta.ns, net.GATEWAY[4], transport, "+short", "test.example") == "192.0.2.99\n"
 
 
 # -- iperf3 --------------------------------------------------------------------------------------
