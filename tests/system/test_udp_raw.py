@@ -131,8 +131,9 @@ def test_different_datagrams_of_one_tuple(
 
 
 def test_thousands_of_one_tuple(guest: RawGuest, version: int, server: socket.socket) -> None:
-    frames = [guest.frame(datagram(guest, version, b"%04d" % n)) for n in range(3000)]
-    guest.send(*frames)
+    # Built once and patched: checksums are not looked at.
+    head = guest.frame(datagram(guest, version, b"0000"))[:-4]
+    guest.send(*(head + b"%04d" % n for n in range(3000)))
     assert received(server, 1.0) == [b"%04d" % n for n in range(3000)]
 
 
