@@ -94,13 +94,14 @@ class Bypass:
         self.loop.add(self._listener.fileno(), EPOLLIN, self._on_accept)
 
     def close(self) -> None:
-        """Close everything."""
+        """Close everything; AssertionError if a pipe is missing."""
         for flow in self.flows():
             flow.reset("end of test")
         self.loop.round(0)
         self.splice.close()
         for sock in self._sockets:
             sock.close()
+        assert self.splice._shared.pipes._count == 0
 
     def listener(self, address: str, backlog: int) -> socket.socket:
         """A listening socket, closed at the end."""

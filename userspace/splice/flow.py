@@ -5,11 +5,12 @@
 reached its end of file, and whether that has been passed on.
 
 **Moving data.**  Two ways, chosen anew as data comes.  Small amounts are read into a buffer
-that all connections share, and sent: two system calls, no resources.  When a read fills the
-buffer there is more where that came from, and the direction goes over to splice(2) through
-a pipe that it borrows: also two calls, but the kernel passes pages on instead of copying
-them, up to a megabyte at a time.  When little comes, it returns to the buffer and gives the
-pipe back.  A direction without pipe, because none is to be had, goes on copying.
+that all connections share, and sent: two system calls, no resources, and for up to some 30 KiB
+faster than anything else.  When a read fills the buffer there is more where that came from, and
+the direction goes over to *bulk*: splice(2) through a pipe, also two calls, but the kernel
+passes pages on instead of copying them, up to a megabyte at a time.  When little comes it
+returns to the buffer.  A pipe is borrowed for each transfer and given back when it is empty;
+where none is to be had, data is copied.
 
 What the destination does not take stays in the pipe, or is kept aside as ``held`` (at most
 a buffer's worth); then the source is not read until that is gone.  That is all the
@@ -56,9 +57,9 @@ if TYPE_CHECKING:
     from passt.userspace.loop import Loop
     from passt.userspace.splice.pipes import Pipe, PipePool
 
-#: Size of the shared buffer: a read that fills it starts bulk mode.
-BUFFER_SIZE = 1 << 16
-#: A splice() that brings less than this ends bulk mode.
+#: Size of the shared buffer: a read that fills it begins bulk.
+BUFFER_SIZE = 1 << 15
+#: A splice() that brings less than this ends bulk.
 BULK_END = 1 << 14
 #: Reads per direction and event: in bulk that is about a millisecond.
 TURNS = 2
@@ -148,8 +149,8 @@ class SplicedTcp(Flow):
         loop = self.shared.loop
         for end in (self.client, self.server):
             other = end.other
-            mask = 0 if end.eof or end.pending or end.held is not None else _READABLE
-            if other.pending or other.held is not None:
+            mask = 0 if end.eof or end.pipe is not None or end.held is not None else _READABLE
+            if other.pipe is not None or other.held is not None:
                 mask |= EPOLLOUT
             mask = mask or EPOLLET
             if mask != end.mask:
@@ -191,7 +192,8 @@ class SplicedTcp(Flow):
         shared = self.shared
         for end in (self.client, self.server):
             if end.pipe is not None:
-                end.leave_bulk(end.pipe)
+                # What is in it must not come out in another connection.
+                shared.pipes.discard(end.pipe)
             shared.loop.close(end.sock, end.fd)
             # Without these references nothing has to wait for the garbage collector.
             del end.flow, end.other
@@ -204,7 +206,19 @@ class End:
     Methods that move data may end the connection; whether they did shows in ``flow.index``.
     """
 
-    __slots__ = ("done", "eof", "fd", "flow", "held", "mask", "other", "pending", "pipe", "sock")
+    __slots__ = (
+        "bulk",
+        "done",
+        "eof",
+        "fd",
+        "flow",
+        "held",
+        "mask",
+        "other",
+        "pending",
+        "pipe",
+        "sock",
+    )
 
     #: The other socket of the connection.
     other: End
@@ -215,10 +229,12 @@ class End:
         self.fd = sock.fileno()
         #: Events that epoll is asked for.
         self.mask = 0
-        #: Bulk mode if there is one; bytes in it.
+        #: What comes next is worth a pipe.
+        self.bulk = False
+        #: Data that the other end did not take: a pipe and the bytes in it, or bytes from the
+        #: buffer.
         self.pipe: Pipe | None = None
         self.pending = 0
-        #: Bytes from the buffer that the other end did not take, if there are any.
         self.held: memoryview | None = None
         #: Nothing more will be read; and the other end has been told.
         self.eof = False
@@ -226,7 +242,7 @@ class End:
 
     def on_event(self, events: int) -> None:
         """The socket is ready for something."""
-        if events == EPOLLIN and self.mask == _READABLE and self.pipe is None:
+        if events == EPOLLIN and self.mask == _READABLE and not self.bulk:
             # The usual case: nothing has been waiting, and there is a message to pass on.
             if self.copy(0) or self.held is not None:
                 self.forward(events)
@@ -240,7 +256,7 @@ class End:
                 flow.answered(events)
                 return
             other = self.other
-            if other.pending or other.held is not None:
+            if other.pipe is not None or other.held is not None:
                 other.forward(0)
                 if flow.index < 0:
                     return
@@ -256,18 +272,16 @@ class End:
         """
         flow = self.flow
         for _ in range(TURNS):
-            if (self.pending or self.held is not None) and not self._write_rest():
+            if (self.pipe is not None or self.held is not None) and not self._write_rest():
                 break
-            if not self.eof:
-                pipe = self.pipe
-                if not (self.copy(events) if pipe is None else self._splice(pipe)):
-                    break
+            if not self.eof and not (self._splice(events) if self.bulk else self.copy(events)):
+                break
             if self.eof:
                 self._finish()
                 return
         if flow.index < 0:
             return
-        blocked = self.pending > 0 or self.held is not None
+        blocked = self.pipe is not None or self.held is not None
         if blocked == bool(self.mask & EPOLLIN):
             flow.settle()
 
@@ -294,69 +308,68 @@ class End:
             self.held = memoryview(bytes(_buffer[sent:count]))
             return False
         if count == BUFFER_SIZE:
-            self.pipe = self.flow.shared.pipes.take()
+            self.bulk = True
             return True
         # All there was is gone; if the peer has finished, what comes next is the end of file.
         return events & EPOLLRDHUP != 0
 
-    def _splice(self, pipe: Pipe) -> bool:
-        """Move as much data as fits into the pipe; False if there is nothing to do but wait."""
+    def _splice(self, events: int) -> bool:
+        """Move as much data as fits into a pipe; False if there is nothing to do but wait."""
+        pipes = self.flow.shared.pipes
+        pipe = pipes.take()
+        if pipe is None:
+            self.bulk = False
+            return self.copy(events)
         count = splice(self.fd, pipe.writer, pipe.size)
         if count <= 0:
+            pipes.give_back(pipe)
+            self.bulk = False
             if count not in (0, -EAGAIN):
                 self.flow.reset(os.strerror(-count))
                 return False
             # Nothing is there, or urgent data in front, which splice() never takes: to that it
             # says 0 if the end of file is behind.  What it is recv() will tell.
-            self.leave_bulk(pipe)
             return count == 0
+        self.bulk = count >= BULK_END
+        self.pipe = pipe
         self.pending = count
-        if not self._write_rest():
-            return False
-        if count < BULK_END:
-            self.leave_bulk(pipe)
-        return True
+        # If there is more it will be reported, but the end of file is worth a look.
+        return self._write_rest() and (count == pipe.size or events & EPOLLRDHUP != 0)
 
     def _write_rest(self) -> bool:
         """Write what has been read before; False if some is left, or after a reset."""
         other = self.other
-        if self.pipe is None:
-            held = self.held
-            assert held is not None
-            try:
-                sent = other.sock.send(held)
-            except OSError as error:
-                if error.errno != EAGAIN:
-                    self.flow.reset(error.strerror)
+        pipe = self.pipe
+        if pipe is not None:
+            moved = splice(pipe.reader, other.fd, self.pending)
+            if moved < 0:
+                if moved != -EAGAIN:
+                    self.flow.reset(os.strerror(-moved))
                 return False
-            if sent < len(held):
-                self.held = held[sent:]
+            self.pending -= moved
+            if self.pending:
                 return False
-            self.held = None
-            return True
-        moved = splice(self.pipe.reader, other.fd, self.pending)
-        if moved < 0:
-            if moved != -EAGAIN:
-                self.flow.reset(os.strerror(-moved))
-            return False
-        self.pending -= moved
-        return not self.pending
-
-    def leave_bulk(self, pipe: Pipe) -> None:
-        """Give the pipe back; one that is not empty is of no use to others."""
-        if self.pending:
-            pipe.close()
-        else:
+            self.pipe = None
             self.flow.shared.pipes.give_back(pipe)
-        self.pipe = None
-        self.pending = 0
+            return True
+        held = self.held
+        assert held is not None
+        try:
+            sent = other.sock.send(held)
+        except OSError as error:
+            if error.errno != EAGAIN:
+                self.flow.reset(error.strerror)
+            return False
+        if sent < len(held):
+            self.held = held[sent:]
+            return False
+        self.held = None
+        return True
 
     def _finish(self) -> None:
         """The end of file is all that is left to be passed on."""
         flow = self.flow
         self.done = True
-        if self.pipe is not None:
-            self.leave_bulk(self.pipe)
         if self.other.done:
             flow.finish()
             return
