@@ -12,6 +12,7 @@ import select
 import socket
 import time
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from passt.kernel.sockets import SocketSpec, open_sockets
 from passt.syscalls.sockopt import linger_reset
@@ -31,6 +32,7 @@ LOOPBACK6 = socket.inet_pton(socket.AF_INET6, "::1")
 #: Seconds that a test waits for what must happen.
 PATIENCE = 10.0
 
+T = TypeVar("T")
 Made = list[socket.socket | OSError]
 
 
@@ -150,10 +152,9 @@ class Bypass:
         return sock
 
     def server(self) -> socket.socket:
-        """The server's end of the next connection, which must be there."""
-        self.settle()
-        self.server_listener.settimeout(PATIENCE)
-        sock, _ = self.server_listener.accept()
+        """The server's end of the next connection."""
+        self.server_listener.setblocking(False)
+        sock, _ = self._attempt(self.server_listener.accept)
         self._sockets.append(sock)
         sock.settimeout(PATIENCE)
         return sock
@@ -162,6 +163,52 @@ class Bypass:
         """Both ends of a new connection."""
         client = self.client(address)
         return client, self.server()
+
+    def _attempt(self, action: Callable[[], T]) -> T:
+        """Repeat ``action`` while it would block, and run."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            self.settle()
+            try:
+                return action()
+            except BlockingIOError:
+                assert time.monotonic() < deadline, "waited in vain"
+                self.loop.round(0.01)
+
+    def receive(self, sock: socket.socket, size: int) -> bytes:
+        """The next ``size`` bytes, or what comes before the end of file."""
+        sock.setblocking(False)
+        data = b""
+        piece = b"more"
+        while piece and size:
+            piece = self._attempt(lambda left=size: sock.recv(left))
+            data += piece
+            size -= len(piece)
+        sock.settimeout(PATIENCE)
+        return data
+
+    def expect(self, sock: socket.socket, data: bytes) -> None:
+        """Find ``data`` at ``sock``."""
+        assert self.receive(sock, len(data)) == data
+
+    def is_finished(self, sock: socket.socket) -> bool:
+        """Whether the next thing to read is the end of file."""
+        try:
+            return self.receive(sock, 1) == b""
+        except ConnectionResetError:
+            return False
+
+    def is_reset(self, sock: socket.socket) -> bool:
+        """Whether the next thing to read is a reset."""
+        try:
+            self.receive(sock, 1)
+        except ConnectionResetError:
+            return True
+        return False
+
+    def until_gone(self) -> None:
+        """Run until no connection is left."""
+        self.until(lambda: not self.flows())
 
     def transfer(self, source: socket.socket, target: socket.socket, data: bytes) -> None:
         """Send ``data`` and find it at the other end."""
@@ -191,28 +238,3 @@ def reset(sock: socket.socket) -> None:
     """Close with RST."""
     linger_reset(sock)
     sock.close()
-
-
-def is_reset(sock: socket.socket) -> bool:
-    """Whether the next thing to read, which must be there already, is a reset."""
-    sock.setblocking(False)
-    try:
-        sock.recv(1)
-    except ConnectionResetError:
-        return True
-    except BlockingIOError:
-        return False
-    finally:
-        sock.settimeout(PATIENCE)
-    return False
-
-
-def is_finished(sock: socket.socket) -> bool:
-    """Whether the next thing to read, which must be there already, is the end of file."""
-    sock.setblocking(False)
-    try:
-        return sock.recv(1) == b""
-    except OSError:
-        return False
-    finally:
-        sock.settimeout(PATIENCE)

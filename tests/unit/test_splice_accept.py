@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 
 import pytest
@@ -34,6 +35,7 @@ def test_peer(family: socket.AddressFamily, wildcard: str, address: str, expecte
             accept(listener, family)
         port = listener.getsockname()[1]
         with socket.create_connection((address, port), source_address=(address, 0)) as client:
+            assert select.select([listener], [], [], 10)[0]
             sock, peer, peer_port = accept(listener, family)
             with sock:
                 assert peer.hex() == expected

@@ -17,7 +17,7 @@ import pytest
 from passt.userspace.splice import pipes as pipes_module
 from passt.userspace.splice.flow import BUFFER_SIZE, TURNS, End
 from passt.userspace.splice.pipes import PIPE_SIZE, Pipe, PipePool
-from tests.unit.splice_kit import PATIENCE, Bypass, is_finished, is_reset, reset
+from tests.unit.splice_kit import PATIENCE, Bypass, reset
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -166,7 +166,7 @@ def test_both_ways_with_pieces_of_any_size(
     for stream in streams:
         stream.verify()
     bypass.settle()
-    assert not bypass.flows()
+    bypass.until_gone()
 
 
 def test_slow_reader_gets_all_after_sender_finished(bypass: Bypass, pipes: str) -> None:
@@ -205,8 +205,8 @@ def test_early_data_that_is_not_taken_at_once(bypass: Bypass) -> None:
     client.close()
     bypass.settle()
     assert sock.calls > 2
-    assert server.recv(10_000) == b"early" + early + b"late"
-    assert is_finished(server)
+    bypass.expect(server, b"early" + early + b"late")
+    assert bypass.is_finished(server)
 
 
 @pytest.mark.parametrize("ends", ["open", "finished", "both finished"])
@@ -216,7 +216,7 @@ def test_stalled_receiver_costs_nothing(bypass: Bypass, pipes: str, ends: str) -
     if ends == "both finished":
         server.shutdown(socket.SHUT_WR)
         bypass.settle()
-        assert is_finished(client)
+        assert bypass.is_finished(client)
     (flow,) = bypass.flows()
     total = block(bypass, client, flow.client)
     if ends != "open":
@@ -256,14 +256,14 @@ def test_reset_while_stalled(bypass: Bypass, pipes: str, who: str) -> None:
     one, other = (client, server) if who == "client" else (server, client)
     reset(one)
     bypass.settle()
-    assert not bypass.flows()
+    bypass.until_gone()
     if who == "client":
         # What has arrived may be read before the reset shows.
         with pytest.raises(ConnectionResetError):
             while other.recv(1 << 20):
                 pass
     else:
-        assert is_reset(other)
+        assert bypass.is_reset(other)
 
 
 def test_pipes_are_held_only_while_there_is_data_in_them(
@@ -352,8 +352,8 @@ def test_others_are_served_during_a_bulk_transfer(bypass: Bypass) -> None:
         except BlockingIOError:
             pass
         bypass.loop.round(0)
-    quiet[1].setblocking(False)
-    assert quiet[1].recv(10) == b"ping"
+    bypass.expect(quiet[1], b"ping")
+    assert blocked(bypass.flows()[0].client)
 
 
 def test_signals_during_bulk(bypass: Bypass) -> None:
@@ -383,17 +383,8 @@ def test_urgent_data_stays_in_line(bypass: Bypass, size: int, finish: bool) -> N
     if finish:
         client.shutdown(socket.SHUT_WR)
     wanted = data[:sent] + b"!behind"
-    server.setblocking(False)
-    arrived = b""
-    while len(arrived) < len(wanted):
-        bypass.settle()
-        try:
-            piece = server.recv(1 << 20)
-        except BlockingIOError:
-            break
-        if not piece:
-            break
-        arrived += piece
+    arrived = bypass.receive(server, len(wanted))
     assert len(arrived) == len(wanted)
     assert arrived == wanted
-    assert is_finished(server) == finish
+    if finish:
+        assert bypass.is_finished(server)

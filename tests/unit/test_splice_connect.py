@@ -12,7 +12,7 @@ import pytest
 from passt.userspace import log
 from passt.userspace.flow.rules import HOST, IPPROTO_TCP, SPLICE, Rule
 from passt.userspace.splice.pool import STOCK
-from tests.unit.splice_kit import Bypass, is_reset, reset
+from tests.unit.splice_kit import Bypass, reset
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def refused(bypass: Bypass, client: socket.socket) -> bool:
     bypass.server_listener.setblocking(False)
     with pytest.raises(BlockingIOError):
         bypass.server_listener.accept()
-    return is_reset(client) and not bypass.flows()
+    return bypass.is_reset(client) and not bypass.flows()
 
 
 # Which way.
@@ -88,7 +88,7 @@ def test_splice_only_takes_and_refuses(make_bypass: type[Bypass]) -> None:
         assert bypass.splice.accepted(ours, peer, rule, 80, HOST)
         assert theirs.recv(1) == b""
         theirs.close()
-    assert not bypass.flows()
+    bypass.until_gone()
 
 
 # From the host.
@@ -215,8 +215,8 @@ def test_nobody_listens(make_bypass: type[Bypass]) -> None:
     client = bypass.client()
     bypass.server_listener.close()
     bypass.settle()
-    assert is_reset(client)
-    assert not bypass.flows()
+    assert bypass.is_reset(client)
+    bypass.until_gone()
 
 
 @pytest.mark.parametrize("target", ["255.255.255.255", "224.0.0.1"])
@@ -243,9 +243,9 @@ def test_many_at_once(make_bypass: type[Bypass]) -> None:
     by_port = {server.getpeername()[1]: server for server in servers}
     assert len(by_port) == len(clients)
     for number, client in enumerate(clients):
-        client.sendall(b"%d" % number)
-    bypass.settle()
-    assert sorted(int(server.recv(10)) for server in servers) == list(range(len(clients)))
+        client.sendall(b"%04d" % number)
+    numbers = [int(bypass.receive(server, 4)) for server in servers]
+    assert sorted(numbers) == list(range(len(clients)))
 
 
 def test_full_table(make_bypass: type[Bypass]) -> None:
@@ -255,7 +255,7 @@ def test_full_table(make_bypass: type[Bypass]) -> None:
     client = bypass.client()
     bypass.settle()
     assert bypass.full
-    assert is_reset(client)
+    assert bypass.is_reset(client)
     assert len(bypass.flows()) == 1
     assert bypass.table.refused == 1
 
@@ -263,8 +263,8 @@ def test_full_table(make_bypass: type[Bypass]) -> None:
 def test_client_gone_before_we_look(make_bypass: type[Bypass]) -> None:
     bypass = make_bypass()
     reset(bypass.client())
-    assert is_reset(bypass.server())
-    assert not bypass.flows()
+    assert bypass.is_reset(bypass.server())
+    bypass.until_gone()
     client, server = bypass.connect()
     bypass.transfer(client, server, b"x")
 
@@ -300,7 +300,7 @@ def test_nothing_is_read_before_the_server_answers(
         sock.close()
     bypass.until(lambda: not flow.connecting)
     server = bypass.server()
-    assert server.recv(100) == b"early, twice"
+    bypass.expect(server, b"early, twice")
     bypass.transfer(server, client, b"answer")
 
 
@@ -311,7 +311,7 @@ def test_client_gives_up_waiting(slow: tuple[Bypass, list[socket.socket]]) -> No
     assert len(bypass.flows()) == 1
     reset(client)
     bypass.settle()
-    assert not bypass.flows()
+    bypass.until_gone()
     waiting[0].close()
 
 
@@ -323,4 +323,4 @@ def test_server_refuses_late(slow: tuple[Bypass, list[socket.socket]]) -> None:
     waiting[0].close()
     bypass.server_listener.close()
     bypass.until(lambda: not bypass.flows())
-    assert is_reset(client)
+    assert bypass.is_reset(client)

@@ -11,7 +11,7 @@ import pytest
 
 from passt.userspace import log
 from passt.userspace.splice.flow import BUFFER_SIZE, SplicedTcp
-from tests.unit.splice_kit import Bypass, is_finished, is_reset, reset
+from tests.unit.splice_kit import Bypass, reset
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_data_sent_before_we_accept(bypass: Bypass) -> None:
     client = bypass.client()
     client.sendall(b"early")
     server = bypass.server()
-    assert server.recv(100) == b"early"
+    bypass.expect(server, b"early")
 
 
 def test_both_sockets_send_at_once(bypass: Bypass) -> None:
@@ -72,25 +72,25 @@ def test_client_then_server_finish(bypass: Bypass) -> None:
     client, server = bypass.connect()
     client.shutdown(socket.SHUT_WR)
     bypass.settle()
-    assert is_finished(server)
+    assert bypass.is_finished(server)
     assert len(bypass.flows()) == 1
     bypass.transfer(server, client, b"still open this way")
     server.close()
     bypass.settle()
-    assert is_finished(client)
-    assert not bypass.flows()
+    assert bypass.is_finished(client)
+    bypass.until_gone()
 
 
 def test_server_then_client_finish(bypass: Bypass) -> None:
     client, server = bypass.connect()
     server.shutdown(socket.SHUT_WR)
     bypass.settle()
-    assert is_finished(client)
+    assert bypass.is_finished(client)
     bypass.transfer(client, server, b"still open this way")
     client.close()
     bypass.settle()
-    assert is_finished(server)
-    assert not bypass.flows()
+    assert bypass.is_finished(server)
+    bypass.until_gone()
 
 
 def test_half_closed_connection_is_at_rest(bypass: Bypass) -> None:
@@ -106,8 +106,8 @@ def test_client_finishes_before_we_accept(bypass: Bypass) -> None:
     client.sendall(b"request")
     client.shutdown(socket.SHUT_WR)
     server = bypass.server()
-    assert server.recv(100) == b"request"
-    assert is_finished(server)
+    bypass.expect(server, b"request")
+    assert bypass.is_finished(server)
     bypass.transfer(server, client, b"answer")
 
 
@@ -118,11 +118,11 @@ def test_both_finish_at_once(bypass: Bypass) -> None:
     client.shutdown(socket.SHUT_WR)
     server.shutdown(socket.SHUT_WR)
     bypass.settle()
-    assert client.recv(100) == b"last of server"
-    assert server.recv(100) == b"last of client"
-    assert is_finished(client)
-    assert is_finished(server)
-    assert not bypass.flows()
+    bypass.expect(client, b"last of server")
+    bypass.expect(server, b"last of client")
+    assert bypass.is_finished(client)
+    assert bypass.is_finished(server)
+    bypass.until_gone()
 
 
 @pytest.mark.parametrize("first", ["client", "server"])
@@ -133,14 +133,14 @@ def test_clean_close_is_never_a_reset(bypass: Bypass, first: str) -> None:
         early, late = ends if first == "client" else reversed(ends)
         early.shutdown(socket.SHUT_WR)
         bypass.settle()
-        assert is_finished(late)
+        assert bypass.is_finished(late)
         late.sendall(b"x" * size)
         late.close()
         bypass.settle()
-        assert early.recv(size, socket.MSG_WAITALL) == b"x" * size
-        assert is_finished(early)
+        assert bypass.receive(early, size) == b"x" * size
+        assert bypass.is_finished(early)
         early.close()
-        assert not bypass.flows()
+        bypass.until_gone()
 
 
 def test_server_that_does_not_read_the_request(bypass: Bypass) -> None:
@@ -153,8 +153,8 @@ def test_server_that_does_not_read_the_request(bypass: Bypass) -> None:
         server.sendall(b"answer")
         server.close()
         bypass.settle()
-        assert is_reset(client)
-        assert not bypass.flows()
+        assert bypass.is_reset(client)
+        bypass.until_gone()
 
 
 # Abnormal ends.
@@ -167,8 +167,8 @@ def test_reset_reaches_the_other_side(bypass: Bypass, who: str) -> None:
     bypass.transfer(one, other, b"x")
     reset(one)
     bypass.settle()
-    assert is_reset(other)
-    assert not bypass.flows()
+    assert bypass.is_reset(other)
+    bypass.until_gone()
 
 
 @pytest.mark.parametrize("who", ["client", "server"])
@@ -179,8 +179,8 @@ def test_close_with_unread_data_resets_the_other_side(bypass: Bypass, who: str) 
     bypass.settle()
     one.close()
     bypass.settle()
-    assert is_reset(other)
-    assert not bypass.flows()
+    assert bypass.is_reset(other)
+    bypass.until_gone()
 
 
 @pytest.mark.parametrize("who", ["client", "server"])
@@ -189,24 +189,24 @@ def test_reset_of_half_closed_connection(bypass: Bypass, who: str) -> None:
     one, other = ends if who == "client" else reversed(ends)
     one.shutdown(socket.SHUT_WR)
     bypass.settle()
-    assert is_finished(other)
+    assert bypass.is_finished(other)
     reset(one)
     bypass.settle()
     with pytest.raises((ConnectionResetError, BrokenPipeError)):
         other.sendall(b"x")
-    assert not bypass.flows()
+    bypass.until_gone()
 
 
 def test_writing_to_a_server_that_is_gone(bypass: Bypass) -> None:
     client, server = bypass.connect()
     server.close()
     bypass.settle()
-    assert is_finished(client)
+    assert bypass.is_finished(client)
     client.sendall(b"nobody reads this")
     bypass.settle()
     with pytest.raises((ConnectionResetError, BrokenPipeError)):
         client.sendall(b"nor this")
-    assert not bypass.flows()
+    bypass.until_gone()
 
 
 def test_reset_with_data_unsent(bypass: Bypass) -> None:
@@ -221,7 +221,7 @@ def test_reset_with_data_unsent(bypass: Bypass) -> None:
     server.settimeout(5)
     with pytest.raises(OSError):
         server.sendall(b"x")
-    assert not bypass.flows()
+    bypass.until_gone()
 
 
 # Resources.
@@ -274,7 +274,7 @@ def test_debug_messages_do_not_disturb(
     bypass.transfer(client, server, b"x" * 1_000_000)
     reset(server)
     bypass.settle()
-    assert is_reset(client)
+    assert bypass.is_reset(client)
     text = capfd.readouterr().err
     assert "Flow 0 (TCP connection (spliced)): HOST [127.0.0.1]:" in text
     assert "Connection reset by peer" in text
