@@ -9,10 +9,7 @@ import time
 
 import pytest
 
-from tests.system.conftest import StartPasta
 from tests.system.kit import paths, stream
-from tests.system.kit import topology as net
-from tests.system.kit.netns import Netns
 from tests.system.kit.paths import Path
 
 pytestmark = pytest.mark.system
@@ -204,100 +201,3 @@ def wait_writable(sock: socket.socket) -> None:
     """Wait until a connecting socket is connected."""
     _, writable, _ = select.select([], [sock], [], 10)
     assert writable, "no connection in 10 s"
-
-
-def test_ports_are_translated(
-    start_pasta: StartPasta, host: Netns, remote: Netns, version: int
-) -> None:
-    """``-t 8080:80`` and ``-T`` at the same time: each uses its own namespace's port."""
-    pasta = start_pasta("-t", "7080:80", "-T", "7081:7082")
-    with pasta.ns.listen(net.HOST[version], 80) as web:
-        for ns, target in ((remote, net.HOST[version]), (host, net.LOOPBACK[version])):
-            with ns.connect(target, 7080) as client:
-                server, _ = web.accept()
-                with server:
-                    client.sendall(b"in")
-                    assert stream.read_exactly(server, 2) == b"in"
-    with (
-        host.listen(net.LOOPBACK[version], 7082) as service,
-        pasta.ns.connect(net.LOOPBACK[version], 7081) as client,
-    ):
-        server, _ = service.accept()
-        with server:
-            client.sendall(b"out")
-            assert stream.read_exactly(server, 3) == b"out"
-
-
-def test_peer_addresses(path: Path) -> None:
-    """What the server sees as its client, for each way."""
-    client, server = path.pair()
-    with client, server:
-        seen = server.getpeername()[0]
-        expected = {
-            "remote": net.HOST,
-            "gateway": net.LOOPBACK,
-            "own": net.OWN,
-            "inbound": net.REMOTE,
-            "splice-in": net.HOST,
-            "splice-out": net.LOOPBACK,
-        }[path.name]
-        assert seen == expected[path.version]
-        if path.name == "inbound":
-            assert server.getpeername()[1] == client.getsockname()[1]
-
-
-def test_host_client_of_forwarded_port_by_tap(
-    start_pasta: StartPasta, host: Netns, version: int
-) -> None:
-    """A host process that uses the host's own external address comes by the tap, translated."""
-    pasta = start_pasta("-t", "7001")
-    with (
-        pasta.ns.listen(net.HOST[version], 7001) as listener,
-        host.connect(net.HOST[version], 7001) as client,
-    ):
-        server, peer = listener.accept()
-        with server:
-            assert peer[0] != net.HOST[version]
-            assert not peer[0].startswith("127.")
-            client.sendall(b"by the tap")
-            assert stream.read_exactly(server, 10) == b"by the tap"
-
-
-def test_no_map_gw(start_pasta: StartPasta, remote: Netns, host: Netns, version: int) -> None:
-    """Without the mapping, the gateway is the gateway."""
-    pasta = start_pasta("--no-map-gw")
-    gateway = net.GATEWAY[version]
-    with (
-        remote.listen(gateway, 7002) as listener,
-        host.listen(net.LOOPBACK[version], 7002),
-        pasta.ns.connect(gateway, 7002) as client,
-    ):
-        server, _ = listener.accept()
-        with server:
-            client.sendall(b"router")
-            assert stream.read_exactly(server, 6) == b"router"
-
-
-def test_loopback_of_the_namespace_is_not_exposed(
-    start_pasta: StartPasta, host: Netns, version: int
-) -> None:
-    """A service bound to the namespace's loopback is not reachable unless asked for."""
-    pasta = start_pasta("-t", "7001")
-    with (
-        pasta.ns.listen(net.LOOPBACK[version], 7001),
-        pytest.raises(ConnectionResetError),
-        host.connect(net.LOOPBACK[version], 7001) as client,
-    ):
-        client.recv(1)
-
-
-def test_host_lo_to_ns_lo(start_pasta: StartPasta, host: Netns, version: int) -> None:
-    pasta = start_pasta("-t", "7001", "--host-lo-to-ns-lo")
-    with (
-        pasta.ns.listen(net.LOOPBACK[version], 7001) as listener,
-        host.connect(net.LOOPBACK[version], 7001) as client,
-    ):
-        server, _ = listener.accept()
-        with server:
-            client.sendall(b"lo to lo")
-            assert stream.read_exactly(server, 8) == b"lo to lo"
