@@ -11,8 +11,8 @@ import pytest
 
 from passt.syscalls.sockopt import UDP_GRO, UDP_SEGMENT
 from passt.userspace.config.model import Rule
-from tests.unit.udp_rig import FAMILY, LOOPBACK_TEXT, free_port
-from tests.unit.udp_splice_rig import NS_GUEST_TEXT, UDP, SpliceRig, splice_config
+from tests.unit.udp_rig import FAMILY, LOOPBACK_TEXT
+from tests.unit.udp_splice_rig import NS_GUEST_TEXT, UDP, SpliceRig, free_pair, splice_config
 
 MakeRig = Callable[..., SpliceRig]
 
@@ -74,7 +74,7 @@ def test_outbound_keeps_both_loopback_addresses(make_rig: MakeRig) -> None:
 
 
 def test_outbound_target_of_the_rule(make_rig: MakeRig) -> None:
-    port = free_port()
+    port = free_pair()
     rule = Rule(UDP, port, port, port + 1, address=bytes(4), target=bytes((127, 0, 0, 77)))
     rig = make_rig(ns_rule=rule)
     server, client = rig.host_server(4, "127.0.0.77"), rig.client(4)
@@ -84,10 +84,10 @@ def test_outbound_target_of_the_rule(make_rig: MakeRig) -> None:
 
 def test_port_in_the_middle_of_a_range(make_rig: MakeRig, version: int) -> None:
     """The target port has the distance from its range's start that the port has."""
-    port = free_port()
     rig = make_rig()
-    rig.listen(Rule(UDP, port, port + 5, port + 100))
-    server = rig.socket(version, NS_GUEST_TEXT[version], port + 100)
+    port = free_pair()
+    rig.listen(Rule(UDP, port - 3, port + 5, port - 2), port)
+    server = rig.socket(version, NS_GUEST_TEXT[version], port + 1)
     rig.client(version).sendto(b"x", (LOOPBACK_TEXT[version], port))
     assert rig.receive(server, 1) == [b"x"]
 
@@ -203,9 +203,16 @@ def test_trains_end_where_they_must(streaming: Streaming) -> None:
 
 
 def test_trains_of_the_sender_are_kept(streaming: Streaming) -> None:
+    """From when there are many datagrams."""
     rig, client, server = streaming
     server.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
     client.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 1000)
+    client.send(bytes(5500))
+    client.send(bytes(20))
+    assert trains(server, rig=rig) == [(1000, 0)] * 5 + [(500, 0), (20, 0)]
+    client.send(bytes(8500))
+    assert trains(server, rig=rig) == [(8500, 1000)]
+    assert rig.halves()[0].joins
     client.send(bytes(5500))
     client.send(bytes(20))
     client.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 10)
@@ -213,17 +220,39 @@ def test_trains_of_the_sender_are_kept(streaming: Streaming) -> None:
     assert trains(server, rig=rig) == [(5500, 1000), (20, 0), (640, 10)]
 
 
+def test_many_after_single_ones(streaming: Streaming) -> None:
+    """However long one at a time was read, bursts are noticed, and in order."""
+    rig, client, server = streaming
+    near, _ = rig.halves()
+    for i in range(40):
+        client.send(bytes([i]))
+        assert rig.receive(server, 1) == [bytes([i])]
+        assert not near.joins
+    sent = [bytes([i]) * (i % 50) for i in range(200)]
+    for payload in sent:
+        client.send(payload)
+    assert rig.receive(server, 200) == sent
+    assert near.joins
+    client.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 10)
+    client.send(b"0123456789" * 3)
+    assert rig.receive(server, 3) == [b"0123456789"] * 3
+    client.send(b"single")
+    assert rig.receive(server, 1) == [b"single"]
+
+
 def test_trains_reach_receivers_that_know_none(streaming: Streaming) -> None:
     rig, client, server = streaming
     client.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 1000)
-    payload = random.Random(1).randbytes(5500)
-    client.send(payload)
-    client.send(b"end")
-    pieces = [payload[at : at + 1000] for at in range(0, 5500, 1000)]
-    assert rig.receive(server, 7) == [*pieces, b"end"]
+    payload = random.Random(1).randbytes(10500)
+    pieces = [payload[at : at + 1000] for at in range(0, 10500, 1000)]
     server.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 1000)
-    server.send(payload)
-    assert rig.receive(client, 6) == pieces
+    for _ in range(3):
+        client.send(payload)
+        client.send(b"end")
+        assert rig.receive(server, 12) == [*pieces, b"end"]
+        server.send(payload)
+        assert rig.receive(client, 11) == pieces
+    assert all(half.joins for half in rig.halves())
 
 
 @pytest.mark.parametrize("version", [4], ids=["ipv4"])
@@ -239,6 +268,7 @@ def test_sockets_that_take_no_trains(streaming: Streaming) -> None:
     client.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 100)
     client.send(b"a" * 250)
     assert rig.receive(server, 3) == [b"a" * 100, b"a" * 100, b"a" * 50]
+    assert rig.halves()[0].joins
     client.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 50)
     client.send(b"b" * 110)
     assert rig.receive(server, 3) == [b"b" * 50, b"b" * 50, b"b" * 10]
@@ -277,7 +307,7 @@ def test_clients_that_look_alike_get_their_own_answers(make_rig: MakeRig) -> Non
     """The later one reaches the server from another port."""
     rig = make_rig()
     server = rig.server(4)
-    number = free_port()
+    number = free_pair()
     clients = [rig.client(4, address, number) for address in ("127.0.0.7", "127.0.0.8")]
     sources = []
     for i, client in enumerate(clients):

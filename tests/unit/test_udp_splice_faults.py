@@ -17,8 +17,8 @@ from passt.userspace import log
 from passt.userspace.config.model import Rule
 from passt.userspace.loop import EPOLLERR, EPOLLIN
 from passt.userspace.udp.errors import MAX_PHANTOM_ERRORS
-from tests.unit.udp_rig import LOOPBACK_TEXT, free_port
-from tests.unit.udp_splice_rig import UDP, SpliceRig
+from tests.unit.udp_rig import LOOPBACK_TEXT
+from tests.unit.udp_splice_rig import UDP, SpliceRig, free_pair
 
 if TYPE_CHECKING:
     from passt.syscalls.mmsg import Forward
@@ -363,7 +363,7 @@ def test_broken_error_queue_ends_the_flow(
 
 def test_low_port_of_an_ipv4_listening_socket(make_rig: MakeRig, confined: type[Confined]) -> None:
     """Not a dual-stack one: addresses are not in mapped form."""
-    port = free_port()
+    port = free_pair()
     rig = make_rig(rule=Rule(UDP, port, port, port + 1, address=bytes(4)))
     confined.low = port
     client, server = established(rig, 4)
@@ -383,6 +383,21 @@ def test_error_pending_where_a_datagram_is_to_leave(make_rig: MakeRig) -> None:
     client.send(b"sent")
     near.ready(EPOLLIN)
     assert rig.receive(server, 1) == [b"sent"]
+
+
+def test_events_without_datagram(make_rig: MakeRig) -> None:
+    """Whichever way the socket is read: nothing was received, nothing is sent."""
+    rig = make_rig()
+    client, server = established(rig, 4)
+    near, _ = rig.halves()
+    for i in range(4):
+        active = near.active
+        near.ready(EPOLLIN)
+        near.ready(EPOLLIN)
+        assert near.active == active
+        client.send(bytes([i]))
+        assert rig.receive(server, 1) == [bytes([i])]
+        assert near.active == active + 1
 
 
 class Outcomes:

@@ -16,8 +16,15 @@ from passt.userspace.config.model import Rule
 from passt.userspace.flow.rules import SPLICE
 from passt.userspace.loop import EPOLLERR
 from tests.unit.fakes import GUEST4, config
-from tests.unit.udp_rig import GATEWAY, LOOPBACK_TEXT, Rig, free_port
-from tests.unit.udp_splice_rig import NS_GUEST_TEXT, UDP, LocalMaker, SpliceRig, splice_config
+from tests.unit.udp_rig import GATEWAY, LOOPBACK_TEXT, Rig
+from tests.unit.udp_splice_rig import (
+    NS_GUEST_TEXT,
+    UDP,
+    LocalMaker,
+    SpliceRig,
+    free_pair,
+    splice_config,
+)
 
 MakeRig = Callable[..., SpliceRig]
 
@@ -71,7 +78,7 @@ def established(rig: SpliceRig, version: int) -> tuple[socket.socket, socket.soc
 @pytest.mark.parametrize("spliceable", [True, False], ids=["maker", "no maker"])
 def test_what_may_not_bypass_uses_the_link(spliceable: bool) -> None:
     """With ``--no-splice``, and in passt, where nobody makes sockets anywhere else."""
-    port = free_port()
+    port = free_pair()
     configuration = config()
     configuration.splice = not spliceable
     rig = Rig(
@@ -86,7 +93,7 @@ def test_what_may_not_bypass_uses_the_link(spliceable: bool) -> None:
 
 
 def test_rule_with_target_uses_the_link(make_rig: MakeRig) -> None:
-    port = free_port()
+    port = free_pair()
     target = bytes((192, 0, 2, 77))
     rig = make_rig(rule=Rule(UDP, port, port, port + 1, address=bytes(4), target=target))
     client = rig.client(4)
@@ -98,7 +105,7 @@ def test_rule_with_target_uses_the_link(make_rig: MakeRig) -> None:
 
 
 def test_splice_only_refuses_rules_with_target(make_rig: MakeRig, messages: list[str]) -> None:
-    port = free_port()
+    port = free_pair()
     configuration = splice_config()
     configuration.splice_only = True
     target = bytes((192, 0, 2, 77))
@@ -180,7 +187,7 @@ def test_link_local_guest_is_on_the_link_of_the_namespace(
 
 
 def test_group_address_is_kept(make_rig: MakeRig, recording: list[object]) -> None:
-    port = free_port()
+    port = free_pair()
     group = bytes((224, 0, 0, 251))
     rig = make_rig(rule=Rule(UDP, port, port, port + 1, address=group))
     membership = group + bytes((127, 0, 0, 1))
@@ -196,7 +203,7 @@ def test_group_address_is_kept(make_rig: MakeRig, recording: list[object]) -> No
 def test_outbound_target_elsewhere_is_sent_from_any_address(
     make_rig: MakeRig, recording: list[object]
 ) -> None:
-    port = free_port()
+    port = free_pair()
     target = bytes((198, 51, 100, 7))
     rig = make_rig(ns_rule=Rule(UDP, port, port, port + 1, address=bytes(4), target=target))
     rig.client(4).sendto(b"x", ("127.0.0.1", port))

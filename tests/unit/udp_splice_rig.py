@@ -7,6 +7,8 @@ on the far side share it (SO_REUSEADDR).
 
 from __future__ import annotations
 
+import os
+import random
 import select
 import socket
 from collections.abc import Callable, Sequence
@@ -14,12 +16,12 @@ from collections.abc import Callable, Sequence
 from passt.kernel.sockets import SocketSpec, open_sockets
 from passt.userspace.config.model import Config, Rule
 from passt.userspace.flow.nat import LOOPBACK6
-from passt.userspace.flow.rules import SPLICE
+from passt.userspace.flow.rules import HOST, SPLICE
 from passt.userspace.udp.side import Listener
 from passt.userspace.udp.sockets import listening_socket
 from passt.userspace.udp.spliced import Half, SplicedFlow
 from tests.unit.fakes import config, run_until
-from tests.unit.udp_rig import FAMILY, LOOPBACK_TEXT, Rig, free_port
+from tests.unit.udp_rig import FAMILY, LOOPBACK_TEXT, Rig
 
 UDP = 17
 
@@ -61,6 +63,25 @@ class LocalMaker:
             sock.close()
 
 
+def free_pair() -> int:
+    """A port that is free, as is the one above it, and that other test processes avoid.
+
+    Ports between :func:`~tests.unit.udp_rig.free_port`'s and the ephemeral ones, in blocks by
+    process, because sockets with SO_REUSEADDR would not notice each other.
+    """
+    start = 30000 + os.getpid() % 27 * 100
+    while True:
+        port = start + 2 * random.randrange(50)
+        try:
+            for number in (port, port + 1):
+                for family, any_address in ((socket.AF_INET, ""), (socket.AF_INET6, "::")):
+                    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+                        sock.bind((any_address, number))
+        except OSError:
+            continue
+        return port
+
+
 def splice_config() -> Config:
     """A configuration whose guest has loopback addresses."""
     made = config()
@@ -85,8 +106,13 @@ class SpliceRig(Rig):
         ns_ifindex: int = 0,
     ) -> None:
         self.maker = LocalMaker()
-        port = rule.first if rule is not None else free_port()
-        ns_port = ns_rule.first if ns_rule is not None else free_port()
+        port = rule.first if rule is not None else free_pair()
+        ns_port = ns_rule.first if ns_rule is not None else port
+        while ns_port == port:
+            if ns_rule is not None:
+                port = free_pair()
+            else:
+                ns_port = free_pair()
         super().__init__(
             configuration=configuration or splice_config(),
             limit=limit,
@@ -100,17 +126,18 @@ class SpliceRig(Rig):
             ns_rule or Rule(UDP, ns_port, ns_port, ns_port + 1), pif=SPLICE
         )
 
-    def listen(self, rule: Rule, **pif: int) -> Listener:
-        """Attach a listening socket for the first port of ``rule``."""
+    def listen(self, rule: Rule, port: int = 0, pif: int = HOST) -> Listener:
+        """Attach a listening socket for ``port`` of ``rule``, by default the first."""
+        port = port or rule.first
         address = rule.address
         family = FAMILY[4 if address is not None and len(address) == 4 else 6]
         sock = listening_socket(family, rule.ifname)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, address is not None)
         text = socket.inet_ntop(family, address) if address is not None else "::"
-        sock.bind((text, rule.first))
+        sock.bind((text, port))
         self._sockets.append(sock)
-        return self.udp.attach_listener(sock, rule, rule.first, **pif)
+        return self.udp.attach_listener(sock, rule, port, pif)
 
     def close(self) -> None:
         for flow in self.spliced():

@@ -39,7 +39,7 @@ from passt.userspace.flow.sockname import is_scoped, name, packed
 from passt.userspace.loop import EPOLLIN
 from passt.userspace.udp.flow import PORTS, FlowIndex, Pair, UdpFlow, split
 from passt.userspace.udp.side import Listener, Side, share
-from passt.userspace.udp.sockets import flow_socket
+from passt.userspace.udp.sockets import enable_gro, flow_socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -308,6 +308,8 @@ class UdpBase:
             table.remove(flow)
             flow.sock.close()
             return None
+        if flow.via is None:
+            enable_gro(flow.sock)
         flow.last = self._loop.now
         self._guest_flows.add(flow)
         self._host.flows.setdefault(flow.host_key, flow)

@@ -17,13 +17,15 @@ from passt.userspace.udp.flow import split
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     from passt.userspace.flow.rules import Rule
     from passt.userspace.udp.base import UdpBase
     from passt.userspace.udp.flow import UdpFlow
     from passt.userspace.udp.spliced import Half
 
     #: What takes the datagrams that arrive from one peer.
-    Receiver = UdpFlow | Half
+    Receiver: TypeAlias = UdpFlow | Half
 
 
 class Side:

@@ -73,7 +73,7 @@ def listening_socket(family: int, device: str, *, freebind: bool = False) -> soc
 
 
 def flow_spec(family: int, *, device: str = "", freebind: bool = False) -> SocketSpec:
-    """The socket of a flow, unbound, and without :func:`enable_gro`."""
+    """The socket of a flow, unbound, which delivers datagrams one by one."""
     # Without SO_BROADCAST 255.255.255.255, and broadcast addresses of subnets, are refused.
     wanted = (*options(family, freebind=freebind), (socket.SOL_SOCKET, socket.SO_BROADCAST, 1))
     if family == socket.AF_INET6:
@@ -83,7 +83,10 @@ def flow_spec(family: int, *, device: str = "", freebind: bool = False) -> Socke
 
 
 def enable_gro(sock: socket.socket) -> None:
-    """Let the kernel hand over several datagrams as one."""
+    """Let the kernel deliver several datagrams as one, marked with their size.
+
+    This is for good: if it were ended, what is queued would be delivered joined, but unmarked.
+    """
     try:
         sock.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
     except OSError:
@@ -109,7 +112,6 @@ def flow_socket(
     family = socket.AF_INET if len(local) == 4 else socket.AF_INET6
     sock = open_socket(flow_spec(family, device=device, freebind=freebind).plain())
     try:
-        enable_gro(sock)
         try:
             sock.bind(name(local, port, scope))
         except OSError as error:

@@ -18,10 +18,11 @@ The far socket has the client's port, and on the host its address, too, if that 
 two clients would look the same to the server the later one gets another port, so that each
 gets its own answers.
 
-**Batches.**  One ``recvmmsg`` takes up to 64 datagrams or trains that the kernel joined.
-Datagrams of one size leave as one train, which costs the kernel half as much; trains as they
-came; others by one ``sendmmsg`` out of the memory they were received to.  Boundaries are kept
-in any case.
+**Batches.**  One ``recvmmsg`` takes up to 64 datagrams.  Those of one size leave as one train,
+which costs the kernel half as much, others by one ``sendmmsg`` out of the memory they were
+received to.  Where there are many the socket is told to join them (UDP_GRO); the trains that
+it then delivers leave as they came.  Boundaries are kept in any case.  Where datagrams come one
+at a time, as queries and answers do, most are read by ``recv``, which is cheaper.
 
 **Order.**  As in :mod:`passt.userspace.udp.toguest`: a flow exists, with both sockets, before
 its first datagram is sent on, and new sockets are drained at the end of the round.
@@ -77,6 +78,9 @@ if TYPE_CHECKING:
 #: From this many on, a train is cheaper than sendmmsg.
 _MIN_TRAIN = 3
 
+#: So many at once are a stream.
+_MANY = 8
+
 
 class Splice(FromGuest):
     """Makes, serves and ends spliced flows."""
@@ -104,7 +108,6 @@ class Splice(FromGuest):
             self._pools[4] = SocketPool(maker, flow_spec(socket.AF_INET))
             self._pools[16] = SocketPool(maker, flow_spec(socket.AF_INET6))
         self._forward = Forward(self._batch)
-        self._first = self._batch.slots[0]
         self._spliced_expiry = Expiry(loop, self._review_spliced)
 
     def close(self) -> None:
@@ -145,8 +148,7 @@ class Splice(FromGuest):
         near = flow.near = Half(flow, side, sock, key)
         if sock is via.sock:
             share(near, via, key, peer_scope)
-        near.other = far
-        far.other = near
+        near.pair(far, self._batch.slots[0], self._loop)
         for half in (near, far):
             half.side.flows[half.key] = half
             if not self._watch(half, half.side, half.key):
@@ -235,7 +237,6 @@ class Splice(FromGuest):
                     made = maker.call([spec])[0]
                     if not isinstance(made, OSError):
                         sock.close()
-                        enable_gro(made)
                         return made
                 if not any_port or error.errno not in PORT_TAKEN:
                     raise
@@ -243,7 +244,6 @@ class Splice(FromGuest):
         except OSError:
             sock.close()
             raise
-        enable_gro(sock)
         return sock
 
     # Events.
@@ -258,25 +258,17 @@ class Splice(FromGuest):
             # The draining at the end of the round it was made in hit its bound.
             self._drain(half, half.side, half.key)
             return
-        batch = self._batch
-        count = batch.recv(half.fd)
-        if count == 1 and not batch.control_lengths()[0]:
-            # The usual case where answers are waited for.
-            half.flow.last = self._loop.now
-            half.active += 1
-            out = half.other
-            payload = self._first[: batch.length(0)]
-            if out.peer is None:
-                try:
-                    out.sock.send(payload)
-                except OSError:
-                    pass
-                else:
-                    return
-            send(out, payload)
-        elif count > 0:
-            half.phantom_errors = 0
-            self.relay(half, range(count))
+        count = self._batch.recv(half.fd)
+        if count <= 0:
+            return
+        half.phantom_errors = 0
+        if not half.joins:
+            if count == 1:
+                half.read_singly()
+            elif count >= _MANY:
+                half.joins = True
+                enable_gro(half.sock)
+        self.relay(half, range(count))
 
     def relay(self, half: Half, indices: Sequence[int]) -> None:
         """Send datagrams of the batch, which came from the peer of ``half``, by the other half."""

@@ -18,7 +18,9 @@ from __future__ import annotations
 from passt.userspace.flow.nat import endpoint
 from passt.userspace.flow.rules import PIF_NAMES
 from passt.userspace.flow.table import Flow
+from passt.userspace.loop import EPOLLIN
 from passt.userspace.udp.flow import pair, split
+from passt.userspace.udp.output import send
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,8 +28,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from passt.userspace.flow.sockname import SockName
+    from passt.userspace.loop import Loop
     from passt.userspace.udp.side import Listener, Side
     from passt.userspace.udp.splice import Splice
+
+
+#: Datagrams read one by one before it is seen whether there is more than one again.
+SINGLES = 15
 
 
 class Half:
@@ -37,12 +44,18 @@ class Half:
     """
 
     __slots__ = (
+        "_buffer",
+        "_loop",
+        "_receive",
+        "_send",
+        "_singles",
         "active",
         "ancillary",
         "fd",
         "flow",
         "fresh",
         "gso_limit",
+        "joins",
         "key",
         "other",
         "peer",
@@ -69,10 +82,32 @@ class Half:
         self.ancillary: list[tuple[int, int, bytes]] = []
         #: Datagrams up to this many bytes can leave as a train (UDP_SEGMENT).
         self.gso_limit = 65535
+        #: The kernel may join datagrams that arrive (UDP_GRO).
+        self.joins = False
         #: Wake-ups that brought datagrams.
         self.active = 0
         #: Error events in a row for which no error was found.
         self.phantom_errors = 0
+        # To read one by one: how many times still, where to, and what is called, looked up
+        # once and for all.
+        self._singles = 0
+        self._buffer = memoryview(b"")
+        self._receive = sock.recv_into
+        self._send = sock.send
+        self._loop: Loop | None = None
+
+    def pair(self, other: Half, buffer: memoryview, loop: Loop) -> None:
+        """Make this half and ``other`` those of one flow; ``buffer`` is scratch memory."""
+        for one, two in ((self, other), (other, self)):
+            one.other = two
+            one._buffer = buffer
+            one._send = two.sock.send
+            one._loop = loop
+
+    def read_singly(self) -> None:
+        """Receive datagrams by single calls for a while, if they can be sent so."""
+        if self.other.peer is None:
+            self._singles = SINGLES
 
     @property
     def index(self) -> int:
@@ -81,7 +116,24 @@ class Half:
 
     def ready(self, events: int) -> None:
         """Handler of the socket's events."""
-        self.flow.owner.half_ready(self, events)
+        loop = self._loop
+        if not self._singles or events != EPOLLIN or loop is None:
+            self.flow.owner.half_ready(self, events)
+            return
+        self._singles -= 1
+        try:
+            length = self._receive(self._buffer)
+        except OSError:
+            # An error that was pending, reported in place of a datagram, or nothing.
+            return
+        payload = self._buffer[:length]
+        try:
+            self._send(payload)
+        except OSError:
+            send(self.other, payload)
+        self.flow.last = loop.now
+        self.active += 1
+        self.phantom_errors = 0
 
     def take(self, indices: Sequence[int]) -> None:
         """Send these datagrams of the batch on."""
