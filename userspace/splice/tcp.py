@@ -123,19 +123,17 @@ class SpliceTcp:
             refuse(sock)
             server.close()
             return False
+        if log.debug_on:
+            log.debug("%s: new", flow)
         try:
             number = server.connect_ex(name(target, target_port, self._scope(target, pif)))
             if number not in (0, errno.EINPROGRESS):
-                flow.reset(os.strerror(number))
-                return True
+                raise OSError(number, os.strerror(number))
             # Local handshakes are complete, as a rule, when connect() returns.
             state = server.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
             flow.start(connected=state == _ESTABLISHED)
         except OSError as error:
             flow.reset(error.strerror)
-            return True
-        if log.debug_on:
-            log.debug("%s: new", flow)
         return True
 
     def close(self) -> None:
