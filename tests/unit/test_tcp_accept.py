@@ -196,7 +196,7 @@ def test_no_descriptor_pauses_the_listener(monkeypatch: pytest.MonkeyPatch) -> N
             raise OSError(errno.EMFILE, "Too many open files")
 
         with monkeypatch.context() as patch:
-            patch.setattr(socket.socket, "accept", refused)
+            patch.setattr(socket.socket, "_accept", refused)
             host.own(socket.create_connection(where, timeout=5))
             host.until(lambda: calls)
             host.turn(10)

@@ -2,8 +2,10 @@
 
 A connection that may bypass the link is handed to :mod:`passt.userspace.splice`; any other
 is offered to the guest by :meth:`passt.userspace.tcp.tcp.Tcp.accepted`, if there is a link.
-Accepting is bounded per wake-up.  A listener that meets a full flow table, or finds no
-descriptors left, rests for a moment: the event is level-triggered and would come at once.
+One is accepted per wake-up: a second attempt that finds nothing costs more than another round
+of the loop, which comes by itself while there are more.  A listener that meets a full flow
+table, or finds no descriptors left, rests for a moment: the event is level-triggered and would
+come at once.
 """
 
 from __future__ import annotations
@@ -14,9 +16,10 @@ import socket
 from passt.syscalls.sockopt import linger_reset
 from passt.userspace import log
 from passt.userspace.flow import nat as addresses
+from passt.userspace.flow.accept import accept
 from passt.userspace.flow.rules import HOST, PIF_NAMES
 from passt.userspace.loop import EPOLLIN
-from passt.userspace.tcp.const import ACCEPT_BATCH, ACCEPT_PAUSE, LISTEN_BACKLOG
+from passt.userspace.tcp.const import ACCEPT_PAUSE, LISTEN_BACKLOG
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -81,9 +84,9 @@ class Acceptors:
 
 
 class Acceptor:
-    """Accepts the connections of one listening socket, in bounded batches."""
+    """Accepts the connections of one listening socket."""
 
-    __slots__ = ("_owner", "_pif", "_port", "_rule", "_sock", "_timer")
+    __slots__ = ("_family", "_owner", "_pif", "_port", "_rule", "_sock", "_timer")
 
     def __init__(
         self, owner: Acceptors, sock: socket.socket, rule: Rule, port: int, pif: int
@@ -93,6 +96,7 @@ class Acceptor:
         self._rule = rule
         self._port = port
         self._pif = pif
+        self._family = int(sock.family)
         self._timer: Timer | None = None
 
     def resume(self) -> None:
@@ -106,22 +110,18 @@ class Acceptor:
         self._owner.loop.close(self._sock, self._sock.fileno())
 
     def _on_event(self, _events: int) -> None:
-        for _ in range(ACCEPT_BATCH):
-            try:
-                sock, name = self._sock.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno in _PASSING:
-                    continue
+        try:
+            sock, address, port = accept(self._sock, self._family)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno not in _PASSING:
                 log.limited("tcp-accept-error", log.WARNING, "TCP accept: %s", error.strerror)
                 self._pause()
-                return
-            sock.setblocking(False)
-            if not self._owner.accepted(sock, peer_of(name), self._rule, self._port, self._pif):
-                log.limited("tcp-full", log.ERR, "Flow table full, TCP connection dropped")
-                self._pause()
-                return
+            return
+        if not self._owner.accepted(sock, (address, port), self._rule, self._port, self._pif):
+            log.limited("tcp-full", log.ERR, "Flow table full, TCP connection dropped")
+            self._pause()
 
     def _pause(self) -> None:
         """Rest: what is missing now will not be there at once."""
@@ -150,12 +150,3 @@ def refuse(sock: socket.socket) -> None:
         # The peer was faster.
         pass
     sock.close()
-
-
-def peer_of(name: tuple[str, int] | tuple[str, int, int, int]) -> tuple[bytes, int]:
-    """Packed address and port from a socket's name, IPv4 if v4-mapped."""
-    host = name[0]
-    if ":" in host:
-        packed = socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
-        return addresses.unmap(packed), name[1]
-    return socket.inet_aton(host), name[1]

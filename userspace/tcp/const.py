@@ -66,8 +66,6 @@ PUMP_FRAMES = 16
 MAX_HELD_BYTES = 64 << 20
 
 LISTEN_BACKLOG = 128
-#: Connections accepted per listener and wake-up.
-ACCEPT_BATCH = 16
 #: A listener that cannot be served (table or descriptors full) rests this long.
 ACCEPT_PAUSE = 0.1
 
