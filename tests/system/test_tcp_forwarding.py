@@ -166,7 +166,7 @@ def test_no_splice(start_pasta: StartPasta, host: Netns, version: int) -> None:
 
 def test_splice_only(start_pasta: StartPasta, host: Netns, remote: Netns, version: int) -> None:
     """No interface; the host's loopback is served, others are reset."""
-    pasta = start_pasta("-t", "7001", "--splice-only", "--host-lo-to-ns-lo")
+    pasta = start_pasta("-t", "7001", "--splice-only", config_net=False)
     assert [name for _, name in pasta.ns.call(socket.if_nameindex)] == ["lo"]
     with pasta.ns.listen(net.LOOPBACK[version], 7001) as listener:
         with host.connect(net.LOOPBACK[version], 7001) as client:
