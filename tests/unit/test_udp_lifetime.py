@@ -10,11 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from passt.userspace.config.model import Rule
-from passt.userspace.udp import ListenError, base, open_listeners
+from passt.userspace.udp import base
 from passt.userspace.udp.flow import UdpFlow
-from tests.unit.fakes import config
-from tests.unit.udp_rig import GATEWAY, Rig, free_port
+from tests.unit.udp_rig import GATEWAY, Rig
 
 
 @pytest.fixture
@@ -251,27 +249,6 @@ def test_timeouts_are_read_with_fallback(
         with open(path, "wb") as file:
             file.write(content)
     assert base._read_seconds(path, 30) == expected
-
-
-def test_listeners_that_cannot_be_opened() -> None:
-    port = free_port()
-    made = config()
-    made.rules = [
-        Rule(17, port, port, port, address=bytes((127, 0, 0, 1))),
-        Rule(17, port, port, port, address=bytes((127, 0, 0, 1)), ifname="nope"),
-    ]
-    before = descriptors()
-    with pytest.raises(ListenError) as caught:
-        open_listeners(made)
-    assert str(caught.value) == (
-        f"Listen failed for HOST UDP port 127.0.0.1%nope/{port}: No such device"
-    )
-    assert descriptors() == before
-    made.udp = False
-    assert open_listeners(made) == []
-    made.udp = True
-    made.rules = [Rule(6, port, port, port)]
-    assert open_listeners(made) == []
 
 
 def test_debug_names_flows(rig: Rig) -> None:

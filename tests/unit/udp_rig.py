@@ -6,12 +6,16 @@ import random
 import socket
 from typing import TYPE_CHECKING
 
+from passt.kernel.sockets import open_socket
 from passt.userspace.config.model import Config, Rule
 from passt.userspace.flow.nat import LOOPBACK4, LOOPBACK6, Nat
+from passt.userspace.flow.rules import HOST
 from passt.userspace.flow.table import FlowTable
+from passt.userspace.forward.sockets import plans
 from passt.userspace.loop import Loop
-from passt.userspace.udp import Udp, open_listeners
+from passt.userspace.udp import Udp
 from passt.userspace.udp.flow import UdpFlow
+from passt.userspace.udp.side import Listener
 from tests.unit.fakes import (
     GATEWAY4,
     GATEWAY6,
@@ -59,9 +63,16 @@ class Rig:
         self.table = FlowTable(limit)
         self.udp = Udp(self.config, self.nat, self.loop, self.link, self.table, maker, ns_ifindex)
         self._sockets: list[socket.socket] = []
-        for rule, port, sock in open_listeners(self.config):
-            self._sockets.append(sock)
-            self.udp.attach_listener(sock, rule, port)
+        for rule in rules:
+            for port in range(rule.first, rule.last + 1):
+                self.listen(rule, port)
+
+    def listen(self, rule: Rule, port: int = 0, pif: int = HOST) -> Listener:
+        """Attach a listening socket for ``port`` of ``rule``, by default the first."""
+        port = port or rule.first
+        sock = open_socket(plans(rule, self.config, 0)[0].spec(port).plain())
+        self._sockets.append(sock)
+        return self.udp.attach_listener(sock, rule, port, pif)
 
     def close(self) -> None:
         """Close every socket of the test."""

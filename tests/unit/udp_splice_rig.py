@@ -16,9 +16,7 @@ from collections.abc import Callable, Sequence
 from passt.kernel.sockets import SocketSpec, open_sockets
 from passt.userspace.config.model import Config, Rule
 from passt.userspace.flow.nat import LOOPBACK6
-from passt.userspace.flow.rules import HOST, SPLICE
-from passt.userspace.udp.side import Listener
-from passt.userspace.udp.sockets import listening_socket
+from passt.userspace.flow.rules import SPLICE
 from passt.userspace.udp.spliced import Half, SplicedFlow
 from tests.unit.fakes import config, run_until
 from tests.unit.udp_rig import FAMILY, LOOPBACK_TEXT, Rig
@@ -125,19 +123,6 @@ class SpliceRig(Rig):
         self.ns_listener = self.listen(
             ns_rule or Rule(UDP, ns_port, ns_port, ns_port + 1), pif=SPLICE
         )
-
-    def listen(self, rule: Rule, port: int = 0, pif: int = HOST) -> Listener:
-        """Attach a listening socket for ``port`` of ``rule``, by default the first."""
-        port = port or rule.first
-        address = rule.address
-        family = FAMILY[4 if address is not None and len(address) == 4 else 6]
-        sock = listening_socket(family, rule.ifname)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, address is not None)
-        text = socket.inet_ntop(family, address) if address is not None else "::"
-        sock.bind((text, port))
-        self._sockets.append(sock)
-        return self.udp.attach_listener(sock, rule, port, pif)
 
     def close(self) -> None:
         for flow in self.spliced():

@@ -132,8 +132,8 @@ class UdpBase:
     ) -> Listener:
         """Serve ``sock``, ours from here on, which is bound to ``port`` for ``rule``.
 
-        It is on ``pif``, HOST or SPLICE, and has the options of
-        :func:`~passt.userspace.udp.sockets.listening_socket`.  OSError if it cannot be watched.
+        It is on ``pif``, HOST or SPLICE, shares its port (SO_REUSEADDR), and has error queue
+        and packet information of the IP versions it serves.  OSError if it cannot be watched.
         """
         sock.setblocking(False)
         side = self._namespace if pif == SPLICE else self._host

@@ -41,45 +41,33 @@ def set_pktinfo(sock: socket.socket, wanted: bool, *, v4: bool) -> None:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, wanted)
 
 
-def options(family: int, *, freebind: bool = False) -> tuple[Option, ...]:
-    """What flows and listeners have in common: SO_REUSEADDR, error queue, packet information.
+def flow_spec(family: int, *, device: str = "", freebind: bool = False) -> SocketSpec:
+    """The socket of a flow, unbound, which delivers datagrams one by one.
 
     With ``freebind`` the address to bind to need not be the host's.
     """
+    # Without SO_BROADCAST 255.255.255.255, and broadcast addresses of subnets, are refused.
+    options: tuple[Option, ...] = (
+        (socket.SOL_SOCKET, socket.SO_REUSEADDR, 1),
+        (socket.SOL_SOCKET, socket.SO_BROADCAST, 1),
+    )
     if family == socket.AF_INET:
-        common: tuple[Option, ...] = (
-            (socket.SOL_SOCKET, socket.SO_REUSEADDR, 1),
+        options += (
             (socket.IPPROTO_IP, IP_RECVERR, 1),
             (socket.IPPROTO_IP, IP_PKTINFO, 1),
         )
-        return (*common, (socket.IPPROTO_IP, IP_FREEBIND, 1)) if freebind else common
-    common = (
-        (socket.SOL_SOCKET, socket.SO_REUSEADDR, 1),
-        (socket.IPPROTO_IPV6, IPV6_RECVERR, 1),
-        (socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1),
-    )
-    return (*common, (socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)) if freebind else common
-
-
-def listening_socket(family: int, device: str, *, freebind: bool = False) -> socket.socket:
-    """An unbound socket that may serve both IP versions, and learns of errors in both.
-
-    It is restricted to ``device``, if one is named.  OSError if a step fails.
-    """
-    wanted = options(family, freebind=freebind)
-    if family == socket.AF_INET6:
-        wanted = (*wanted, (socket.IPPROTO_IP, IP_RECVERR, 1))
-    return open_socket(SocketSpec(family, _TYPE, options=wanted, device=device).plain())
-
-
-def flow_spec(family: int, *, device: str = "", freebind: bool = False) -> SocketSpec:
-    """The socket of a flow, unbound, which delivers datagrams one by one."""
-    # Without SO_BROADCAST 255.255.255.255, and broadcast addresses of subnets, are refused.
-    wanted = (*options(family, freebind=freebind), (socket.SOL_SOCKET, socket.SO_BROADCAST, 1))
-    if family == socket.AF_INET6:
+    else:
         # IPv4 flows have sockets of their own, and need not compete for the port.
-        wanted = (*wanted, (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1))
-    return SocketSpec(family, _TYPE, options=wanted, device=device)
+        options += (
+            (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1),
+            (socket.IPPROTO_IPV6, IPV6_RECVERR, 1),
+            (socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1),
+        )
+    if freebind and family == socket.AF_INET:
+        options += ((socket.IPPROTO_IP, IP_FREEBIND, 1),)
+    elif freebind:
+        options += ((socket.IPPROTO_IPV6, IPV6_FREEBIND, 1),)
+    return SocketSpec(family, _TYPE, options=options, device=device)
 
 
 def enable_gro(sock: socket.socket) -> None:
