@@ -150,12 +150,14 @@ def test_recycled_process_id_cannot_fool_us(user_pasta: Runner) -> None:
     target = user_pasta.sleeper("-Urn")
     process = user_pasta.start("-f", str(target.pid))
 
+    def target_of(fd: str) -> str:
+        try:
+            return os.readlink(f"/proc/{process.pid}/fd/{fd}")
+        except FileNotFoundError:
+            return ""  # still starting: closed since it was listed
+
     def watched() -> list[str]:
-        folder = f"/proc/{process.pid}/fd"
-        return [
-            link
-            for fd in os.listdir(folder)
-            if (link := os.readlink(f"{folder}/{fd}")) == f"/proc/{target.pid}/ns"
-        ]
+        links = [target_of(fd) for fd in os.listdir(f"/proc/{process.pid}/fd")]
+        return [link for link in links if link == f"/proc/{target.pid}/ns"]
 
     assert wait_for(watched) == [f"/proc/{target.pid}/ns"]
