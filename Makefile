@@ -23,8 +23,13 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# What fails is run once more, by itself: programs and networks under test have time limits,
+# which a busy machine may miss.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q tests
+	$(BIN)/python -m pytest -q tests || { \
+		echo "Once more, what failed:"; \
+		$(BIN)/python -m pytest -q --last-failed --last-failed-no-failures none tests; \
+	}
 
 unit: $(VENV)/.dev
 	$(BIN)/python -m pytest -q tests/unit

@@ -122,7 +122,8 @@ def test_signals_limits_and_privileges(pasta: Runner) -> None:
     limit, _, rest = done.stdout.partition("\n")
     assert limit == "321"
     found = fields(rest)
-    assert found["SigIgn"] == found["SigBlk"] == "0" * 16
+    # 32 and 33 belong to the C library, and come as whoever started the tests had them.
+    assert int(found["SigIgn"], 16) & ~(3 << 31) == int(found["SigBlk"], 16) == 0
     assert found["NoNewPrivs"] == found["Seccomp"] == "0"
     assert found["CapPrm"] == found["CapEff"] == found["CapBnd"] == FULL
     assert found["Uid"] == found["Gid"] == "0 0 0 0"
