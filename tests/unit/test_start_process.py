@@ -178,7 +178,10 @@ def test_command_gets_the_callers_environment() -> None:
 
 def test_command_gets_signals_and_limits_back() -> None:
     done = execute("sh", ["sh", "-c", "grep SigIgn /proc/self/status; ulimit -Sn"])
-    assert done.stdout.split() == ["SigIgn:", "0000000000000000", "100"]
+    name, ignored, limit = done.stdout.split()
+    assert (name, limit) == ("SigIgn:", "100")
+    # 32 and 33 belong to the C library, and come as whoever started the tests had them.
+    assert int(ignored, 16) & ~(3 << 31) == 0
 
 
 def test_command_argv() -> None:
