@@ -119,7 +119,6 @@ def forward(ports: list[socket.socket], directions: list[Direction], waker: sock
     while True:
         patience = -1.0 if not queue else max(0.0, queue[0][0] - time.monotonic())
         events = poll.poll(patience)
-        now = time.monotonic()
         for descriptor, _ in events:
             if descriptor == waker.fileno():
                 return
@@ -131,7 +130,7 @@ def forward(ports: list[socket.socket], directions: list[Direction], waker: sock
                     if error.errno in (errno.EAGAIN, errno.ENETDOWN):
                         break
                     raise
-                for due in directions[index].plan(now, len(frame)):
+                for due in directions[index].plan(time.monotonic(), len(frame)):
                     serial += 1
                     heapq.heappush(queue, (due, serial, index, frame))
         now = time.monotonic()

@@ -7,8 +7,10 @@
 
 Here it is pasta itself that meets loss, delay, duplication and reordering: between host and remote
 it would be the host's kernel. The bridge is there because the kernel cuts superframes and completes
-checksums when it sends them by an interface without offloads. The guest's interface gets the MAC
-address that the tap was given, and the addresses of the host, as pasta assigns them.
+checksums when it sends them by an interface without offloads. It must not send frames of its own
+(multicast snooping does): pasta takes the source address it saw last for the guest's. The guest's
+interface gets the MAC address that the tap was given, and the addresses of the host, as pasta
+assigns them.
 """
 
 from __future__ import annotations
@@ -39,11 +41,11 @@ class WiredGuest:
         offloads_off(inner, "to-wire")
         offloads_off(self.ns, "eth0")
         inner.ip(
-            "link add dev bridge type bridge\n"
+            "link add dev bridge type bridge mcast_snooping 0\n"
             f"link set dev {tap} address 02:00:00:00:00:01 mtu 1500\n"
             f"link set dev {tap} master bridge up\n"
             "link set dev to-wire master bridge\n"
-            "link set dev bridge up\n"
+            "link set dev bridge multicast off arp off up\n"
         )
         self.ns.ip(
             f"link set dev eth0 address {mac}\n"
