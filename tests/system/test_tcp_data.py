@@ -78,7 +78,7 @@ def test_reader_in_small_steps(path: Path, sender: str) -> None:
         started = time.monotonic()
         while piece := sink.recv(1 + len(data) % 7919):
             data += piece
-        assert time.monotonic() - started < 20
+        assert time.monotonic() - started < 8, "the sender waits for its timers"
         assert b"".join(stream.blocks(size)) == bytes(data)
         writer.result()
 

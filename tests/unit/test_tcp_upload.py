@@ -241,6 +241,33 @@ def test_small_window_of_the_peer_needs_no_timer() -> None:
         assert host.next_deadline() - host.time > 20
 
 
+def test_peer_that_shrinks_its_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guest would hold back segments that do not fit, so one may wait in the socket.
+
+    Not in the peer's window, but as much as a sender wants that avoids silly windows: half of the
+    largest window that it has seen, rounded up to what the field can say.
+    """
+    shrunk = [False]
+    real = tcpinfo.read
+
+    def read(sock: socket.socket) -> tcpinfo.Info:
+        *values, window = real(sock)
+        return (*values, 24576 if shrunk[0] else window)  # type: ignore[return-value]
+
+    monkeypatch.setattr(tcpinfo, "read", read)
+    with Host(mtu=65520) as host:
+        guest, peer, flow = outbound(host, mss=65480)
+        largest = flow.rcv_edge - flow.rcv_nxt
+        shrunk[0] = True
+        for _ in range(3):
+            replies = guest.data(bytes(30000))
+            assert len(receive(peer, 30000)) == 30000
+            host.advance(0.05)
+            (*_, update) = replies + guest.take()
+            window = edge(Connection(guest, peer, flow), update)
+            assert window - (guest.seq - guest.isn - 1) >= min(largest // 2, 61440)
+
+
 def test_right_edge_stands_still() -> None:
     with Host() as host:
         connection = outbound(host)

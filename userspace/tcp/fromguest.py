@@ -223,7 +223,12 @@ class FromGuest(ToGuest):
             space = 0
         edge = taken + space
         if features.snd_wnd and ack + peer_window < edge:
-            edge = ack + peer_window
+            # One segment may wait in the socket for a peer with a small window: the guest would
+            # hold it back for that window, and send it by its probe timer only, after 200 ms.
+            # A unit more, as the field is rounded down.
+            enough = self.enough
+            waiting = enough + (1 << self.our_scale) if outstanding < enough else 0
+            edge = min(edge, max(ack + peer_window, taken + waiting))
         if ack + MAX_WINDOW < edge:
             edge = ack + MAX_WINDOW
         share = ctx.upload_share(size)
