@@ -73,6 +73,7 @@ class Loop:
         "_handlers",
         "_sequence",
         "_timers",
+        "load",
         "now",
     )
 
@@ -93,6 +94,8 @@ class Loop:
         self._ending = False
         #: Monotonic seconds at the start of this round.
         self.now = clock()
+        #: Descriptors that were ready in this round: how long others have to wait for theirs.
+        self.load = 0
 
     def fileno(self) -> int:
         """Descriptor of the epoll instance."""
@@ -167,6 +170,7 @@ class Loop:
             if 0.0 <= longest < timeout:
                 timeout = longest
         ready = self._epoll.poll(timeout, MAX_EVENTS)
+        self.load = len(ready)
         self.now = now = self._clock()
         if self._again:
             waiting = self._again

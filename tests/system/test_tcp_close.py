@@ -141,7 +141,7 @@ def test_closed_forwarded_port_is_reset(path: Path) -> None:
 
 @pytest.mark.paths(*paths.OUTBOUND)
 def test_netcat_to_closed_port(path: Path) -> None:
-    words = ["nc", "-v", "-n", "-z", "-w", "5", path.target, str(path.port)]
+    words = ["ncat", "-v", "-n", "-z", "-w", "5", path.target, str(path.port)]
     done = path.client_ns.run(words, check=False, timeout=10)
     assert done.returncode == 1
     assert "refused" in done.stderr.lower()

@@ -109,13 +109,13 @@ def test_iperf3_inbound(
 def test_netcat(start_pasta: StartPasta, remote: Netns, version: int) -> None:
     pasta = start_pasta()
     listener = remote.popen(
-        ["nc", f"-{version}", "-u", "-l", "-p", "7002", "-s", net.REMOTE[version]],
+        ["ncat", f"-{version}", "-u", "-l", net.REMOTE[version], "7002"],
         stdout=subprocess.PIPE,
         stdin=subprocess.PIPE,
     )
     remote.wait_listening(7002, "udp")
     client = pasta.ns.popen(
-        ["nc", f"-{version}", "-u", net.REMOTE[version], "7002"],
+        ["ncat", f"-{version}", "-u", net.REMOTE[version], "7002"],
         stdout=subprocess.PIPE,
         stdin=subprocess.PIPE,
     )

@@ -8,6 +8,8 @@ the link.  :func:`udp_frame` and :func:`echo_frame` build what a guest would sen
 
 from __future__ import annotations
 
+import gc
+import os
 import struct
 import time
 from collections.abc import Callable, Sequence
@@ -289,3 +291,9 @@ def settle(loop: Loop, rounds: int = 500) -> None:
         if time.monotonic() - started >= 0.02:
             return
     raise AssertionError("the loop spins")
+
+
+def open_descriptors() -> int:
+    """Number of open descriptors, less what earlier tests left for the garbage collector."""
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))

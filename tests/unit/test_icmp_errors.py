@@ -39,6 +39,7 @@ from tests.unit.fakes import (
     echo_frame,
     feed,
     ip_frame,
+    open_descriptors,
 )
 
 ROUTER4 = bytes((203, 0, 113, 1))
@@ -142,11 +143,11 @@ def test_refused(
 
 def test_full_table(sent: list[tuple[bytes, object]]) -> None:
     rig = Rig(limit=1)
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     for identifier in range(5):
         rig.ping(identifier=identifier)
     assert len(sent) == 1
-    assert len(os.listdir("/proc/self/fd")) == before + 1
+    assert open_descriptors() == before + 1
 
 
 def test_expiry_after_the_last_request(sent: list[tuple[bytes, object]]) -> None:
@@ -160,9 +161,9 @@ def test_expiry_after_the_last_request(sent: list[tuple[bytes, object]]) -> None
     rig.loop.now += 2.1
     rig.icmp._expiry.run()
     assert rig.table.count == 0
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     rig.loop.round(0.0)
-    assert len(os.listdir("/proc/self/fd")) == before - 1
+    assert open_descriptors() == before - 1
 
 
 def test_no_ping_sockets_permitted(

@@ -17,6 +17,7 @@ import pytest
 from passt.kernel import nsthread
 from passt.kernel.nsthread import NsThread
 from passt.kernel.sockets import SocketSpec
+from tests.unit.fakes import open_descriptors
 
 TCP = SocketSpec(socket.AF_INET, socket.SOCK_STREAM)
 Made = list[socket.socket | OSError]
@@ -144,9 +145,9 @@ def test_signals_are_for_others(thread: NsThread) -> None:
 
 
 def test_close_waits_for_what_was_asked(entered: list[tuple[object, ...]]) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     thread = NsThread()
     thread.start(0)
     thread.request([TCP] * 5, lambda _made: None)
     thread.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before

@@ -11,6 +11,7 @@ import pytest
 
 from passt.userspace import log
 from passt.userspace.splice.flow import BUFFER_SIZE, SplicedTcp
+from tests.unit.fakes import open_descriptors
 from tests.unit.splice_kit import Bypass, reset
 
 
@@ -19,10 +20,6 @@ def bypass() -> Iterator[Bypass]:
     kit = Bypass()
     yield kit
     kit.close()
-
-
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 # Messages.
@@ -57,11 +54,11 @@ def test_both_sockets_send_at_once(bypass: Bypass) -> None:
 
 
 def test_idle_connection_holds_two_descriptors(bypass: Bypass) -> None:
-    before = descriptors()
+    before = open_descriptors()
     client, server = bypass.connect()
     bypass.transfer(client, server, b"x")
     # The two of the test, and ours, one of which was in the pool.
-    assert descriptors() == before + 3
+    assert open_descriptors() == before + 3
     assert bypass.idle()
 
 
@@ -247,7 +244,7 @@ def test_nothing_is_left_behind(bypass: Bypass) -> None:
 
 def test_descriptors_come_back(bypass: Bypass) -> None:
     bypass.connect()
-    before = descriptors()
+    before = open_descriptors()
     for turn in range(100):
         client, server = bypass.connect()
         if turn % 2:
@@ -259,7 +256,7 @@ def test_descriptors_come_back(bypass: Bypass) -> None:
         bypass.settle()
         bypass.maker.deliver()
     # The pool may have had any filling level before.
-    assert abs(descriptors() - before) <= 40
+    assert abs(open_descriptors() - before) <= 40
     assert len(bypass.flows()) == 1
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import struct
 
@@ -11,6 +10,7 @@ import pytest
 from passt.userspace.tcp.const import SCAN_BATCH
 from passt.userspace.wire import drops
 from tests.unit import fakes
+from tests.unit.fakes import open_descriptors
 from tests.unit.tcp_kit import (
     ACK,
     FIN,
@@ -35,11 +35,6 @@ def peer_resets(connection: Connection) -> None:
     """The peer goes away with a RST."""
     connection.peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
     connection.peer.close()
-
-
-def descriptors() -> int:
-    """How many descriptors this process has open."""
-    return len(os.listdir("/proc/self/fd"))
 
 
 # Orderly.
@@ -321,7 +316,7 @@ def test_nothing_is_left_behind() -> None:
     """Descriptors, table, lookup, timers (D4.77)."""
     with Host() as host:
         listener = host.listener()
-        before = descriptors()
+        before = open_descriptors()
         guests = []
         for port in range(40000, 40060):
             guest = Guest(host, listener.getsockname()[1], port=port)
@@ -334,7 +329,7 @@ def test_nothing_is_left_behind() -> None:
             host.feed(guest.frame(ACK | PSH, b"x" * 2000), guest.frame(ACK, b"gap", seq=9))
         assert host.table.count == 60
         host.feed(*(guest.frame(RST) for guest in guests))
-        assert descriptors() == before
+        assert open_descriptors() == before
         assert (host.table.count, host.ctx.flows4, host.ctx.held) == (0, {}, 0)
         assert not host.ctx.uploading
         host.advance(40)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from random import Random
 
 from hypothesis import HealthCheck, given, settings
@@ -10,6 +9,7 @@ from hypothesis import strategies as st
 
 from passt.userspace.tcp.const import MAX_WINDOW
 from tests.unit import fakes
+from tests.unit.fakes import open_descriptors
 from tests.unit.tcp_kit import ACK, FIN, MASK, PSH, RST, SYN, Guest, Host, inbound, outbound
 
 RUNS = settings(
@@ -54,7 +54,7 @@ def segment(rnd: Random, guest: Guest, seq: int, ack: int) -> bytes:
 )
 def test_segments(seed: int, guest_connects: bool, version: int, peek_off: bool) -> None:
     rnd = Random(seed)
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     with Host(peek_off=peek_off) as host:
         make = outbound if guest_connects else inbound
         guest, peer, flow = make(host, version=version, scale=rnd.choice([None, 0, 7, 14]))
@@ -83,7 +83,7 @@ def test_segments(seed: int, guest_connects: bool, version: int, peek_off: bool)
         assert not host.ctx.flows4
         assert not host.ctx.flows6
         assert not host.ctx.uploading
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before
 
 
 def check(host: Host) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import resource
 import socket
@@ -12,6 +11,7 @@ import pytest
 
 from passt.userspace.udp import base
 from passt.userspace.udp.flow import UdpFlow
+from tests.unit.fakes import open_descriptors
 from tests.unit.udp_rig import GATEWAY, Rig
 
 
@@ -21,12 +21,6 @@ def rig() -> Iterator[Rig]:
     made.udp.timeout_short, made.udp.timeout_stream = 30, 120
     yield made
     made.close()
-
-
-def descriptors() -> int:
-    """Number of open descriptors, less what earlier tests left for the garbage collector."""
-    gc.collect()
-    return len(os.listdir("/proc/self/fd"))
 
 
 def later(rig: Rig, seconds: float) -> None:
@@ -112,12 +106,12 @@ def test_timers_are_armed_only_while_flows_exist(rig: Rig) -> None:
 
 def test_expired_flow_leaves_nothing(rig: Rig) -> None:
     server = rig.socket(4)
-    before = descriptors()
+    before = open_descriptors()
     flow = query(rig, server)
-    assert descriptors() == before + 1
+    assert open_descriptors() == before + 1
     later(rig, 40)
     rig.loop.round(0.0)
-    assert descriptors() == before
+    assert open_descriptors() == before
     assert flow.sock.fileno() == -1
     assert rig.udp._guest_flows.first == {}
     assert rig.udp._host.flows == {}
@@ -183,11 +177,11 @@ def test_full_table_refuses_new_flows_only(rig: Rig) -> None:
     made = Rig(limit=2)
     server = made.socket(4)
     port = server.getsockname()[1]
-    before = descriptors()
+    before = open_descriptors()
     for i in range(10):
         made.guest_sends(4, port, bytes([i]), source_port=30000 + i)
     assert len(made.flows()) == 2
-    assert descriptors() == before + 2
+    assert open_descriptors() == before + 2
     assert {server.recv(10) for _ in range(2)} == {b"\0", b"\1"}
     made.guest_sends(4, port, b"old", source_port=30001)
     assert server.recv(10) == b"old"
@@ -215,11 +209,11 @@ def test_no_descriptors_left(rig: Rig) -> None:
 
 def test_failed_connect_leaves_no_descriptor(rig: Rig) -> None:
     """Link-local without an interface to go out by: connect() fails."""
-    before = descriptors()
+    before = open_descriptors()
     address = bytes.fromhex("fe800000000000000000000000000099")
     for i in range(200):
         rig.guest_sends(6, 9, b"x", to=address, source_port=20000 + i)
-    assert descriptors() == before
+    assert open_descriptors() == before
     assert rig.flows() == []
     rig.settle()
 

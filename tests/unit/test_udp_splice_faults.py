@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gc
-import os
 import socket
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, cast
@@ -17,6 +15,7 @@ from passt.userspace import log
 from passt.userspace.config.model import Rule
 from passt.userspace.loop import EPOLLERR, EPOLLIN
 from passt.userspace.udp.errors import MAX_PHANTOM_ERRORS
+from tests.unit.fakes import open_descriptors
 from tests.unit.udp_rig import LOOPBACK_TEXT
 from tests.unit.udp_splice_rig import UDP, SpliceRig, free_pair
 
@@ -55,12 +54,6 @@ def messages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(log, "limited", limited)
     return said
-
-
-def descriptors() -> int:
-    """Open descriptors, not counting what earlier tests left for the garbage collector."""
-    gc.collect()
-    return len(os.listdir("/proc/self/fd"))
 
 
 def established(rig: SpliceRig, version: int) -> tuple[socket.socket, socket.socket]:
@@ -189,12 +182,12 @@ def test_detached_socket_serves_the_flows_that_need_it(
 def test_full_table(make_rig: MakeRig, messages: list[str]) -> None:
     rig = make_rig(limit=1)
     client, server = established(rig, 4)
-    before = descriptors()
+    before = open_descriptors()
     for _ in range(20):
         rig.client(4).sendto(b"dropped", ("127.0.0.1", rig.port))
     rig.serve()
     assert "Flow table full" in messages[0]
-    assert descriptors() == before + 20
+    assert open_descriptors() == before + 20
     client.send(b"served")
     assert rig.receive(server, 1) == [b"served"]
 
@@ -221,7 +214,7 @@ def test_connect_that_fails(
     """On either side."""
     rig = make_rig()
     client = rig.client(4)
-    before = descriptors()
+    before = open_descriptors()
     attempts: list[object] = []
 
     class Unroutable(socket.socket):
@@ -240,7 +233,7 @@ def test_connect_that_fails(
     assert len(attempts) == 10 * failing
     assert "Couldn't connect flow socket: Network is unreachable: HOST [" in messages[0]
     assert rig.spliced() == []
-    assert descriptors() - len(rig.udp._pools[4]._stock) == before
+    assert open_descriptors() - len(rig.udp._pools[4]._stock) == before
 
 
 @pytest.mark.parametrize("failing", [1, 2])
@@ -249,7 +242,7 @@ def test_socket_that_cannot_be_watched(
 ) -> None:
     rig = make_rig()
     client = rig.client(4)
-    before = descriptors()
+    before = open_descriptors()
     add = rig.loop.add
     attempts: list[int] = []
 
@@ -266,7 +259,7 @@ def test_socket_that_cannot_be_watched(
     assert rig.spliced() == []
     assert rig.udp._host.flows == {}
     assert rig.udp._namespace.flows == {}
-    assert descriptors() - len(rig.udp._pools[4]._stock) == before
+    assert open_descriptors() - len(rig.udp._pools[4]._stock) == before
 
 
 # Few datagrams each: the kernel limits how many ICMP errors it sends in a second.
@@ -447,12 +440,12 @@ def test_every_port_is_taken(make_rig: MakeRig, messages: list[str]) -> None:
     rig = make_rig()
     rig.udp._namespace.flows = Everything()
     client = rig.client(4)
-    before = descriptors()
+    before = open_descriptors()
     client.sendto(b"lost", ("127.0.0.1", rig.port))
     rig.serve()
     assert messages[0].startswith("Couldn't open flow specific socket: No usable port: HOST [")
     assert rig.spliced() == []
-    assert descriptors() - len(rig.udp._pools[4]._stock) == before
+    assert open_descriptors() - len(rig.udp._pools[4]._stock) == before
 
 
 def test_drain_that_hits_its_bound(make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gc
-import os
 import socket
 from collections.abc import Callable, Iterator
 
@@ -15,7 +13,11 @@ from passt.userspace import log
 from passt.userspace.config.model import Rule
 from passt.userspace.flow.rules import SPLICE
 from passt.userspace.loop import EPOLLERR
-from tests.unit.fakes import GUEST4, config
+from tests.unit.fakes import (
+    GUEST4,
+    config,
+    open_descriptors,
+)
 from tests.unit.udp_rig import GATEWAY, LOOPBACK_TEXT, Rig
 from tests.unit.udp_splice_rig import (
     NS_GUEST_TEXT,
@@ -57,12 +59,6 @@ def messages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(log, "limited", limited)
     return said
-
-
-def descriptors() -> int:
-    """Open descriptors, not counting what earlier tests left for the garbage collector."""
-    gc.collect()
-    return len(os.listdir("/proc/self/fd"))
 
 
 def established(rig: SpliceRig, version: int) -> tuple[socket.socket, socket.socket]:
@@ -265,7 +261,7 @@ def test_nothing_is_left_of_ended_flows(make_rig: MakeRig, version: int) -> None
     rig = make_rig()
     client, _ = established(rig, version)
     stocked = len(rig.udp._pools[4 if version == 4 else 16]._stock)
-    before = descriptors()
+    before = open_descriptors()
     for _ in range(50):
         for flow in rig.spliced():
             rig.udp.end_spliced(flow)
@@ -274,7 +270,7 @@ def test_nothing_is_left_of_ended_flows(make_rig: MakeRig, version: int) -> None
         client.send(b"x")
         rig.serve()
     left = len(rig.udp._pools[4 if version == 4 else 16]._stock)
-    assert descriptors() - left == before - stocked
+    assert open_descriptors() - left == before - stocked
     assert len(rig.spliced()) == 1
 
 

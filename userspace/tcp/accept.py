@@ -2,10 +2,11 @@
 
 A connection that may bypass the link is handed to :mod:`passt.userspace.splice`; any other
 is offered to the guest by :meth:`passt.userspace.tcp.tcp.Tcp.accepted`, if there is a link.
-One is accepted per wake-up: a second attempt that finds nothing costs more than another round
-of the loop, which comes by itself while there are more.  A listener that meets a full flow
-table, or finds no descriptors left, rests for a moment: the event is level-triggered and would
-come at once.
+On an idle loop one is accepted per wake-up: a second attempt that finds nothing costs more than
+another round, which comes by itself while there are more.  Where a round serves many descriptors
+that next round is far away, so as many connections are accepted, within bounds.  A listener that
+meets a full flow table, or finds no descriptors left, rests for a moment: the event is
+level-triggered and would come at once.
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ _PASSING = frozenset(
         errno.EPERM,
     )
 )
+
+#: Connections accepted per wake-up at most, on a busy loop.
+_MAX_ACCEPTS = 16
 
 
 class Acceptors:
@@ -110,18 +114,21 @@ class Acceptor:
         self._owner.loop.close(self._sock, self._sock.fileno())
 
     def _on_event(self, _events: int) -> None:
-        try:
-            sock, address, port = accept(self._sock, self._family)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            if error.errno not in _PASSING:
+        for _ in range(min(self._owner.loop.load, _MAX_ACCEPTS)):
+            try:
+                sock, address, port = accept(self._sock, self._family)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _PASSING:
+                    continue
                 log.limited("tcp-accept-error", log.WARNING, "TCP accept: %s", error.strerror)
                 self._pause()
-            return
-        if not self._owner.accepted(sock, (address, port), self._rule, self._port, self._pif):
-            log.limited("tcp-full", log.ERR, "Flow table full, TCP connection dropped")
-            self._pause()
+                return
+            if not self._owner.accepted(sock, (address, port), self._rule, self._port, self._pif):
+                log.limited("tcp-full", log.ERR, "Flow table full, TCP connection dropped")
+                self._pause()
+                return
 
     def _pause(self) -> None:
         """Rest: what is missing now will not be there at once."""
