@@ -1,12 +1,13 @@
 """Into the background, with an exit status that means something.
 
 The parent ends with 0 only after the daemon said that its loop is about to run; until then
-the daemon's failures are the parent's.  The PID file is complete before that::
+the daemon's failures are the parent's, which says what the daemon, silenced, cannot.  The PID
+file is complete before that::
 
     parent                                daemon
     unshare(PID) earlier, fork ─────────►  setsid
     writes the PID file                    /dev/null onto 0-2
-    waits                       ◄── byte ─ everything done
+    waits                    ◄───── NUL ─ everything done
     exit 0
 
 The daemon is process 1 of a PID namespace, so that signals without a handler (HUP, INT,
@@ -22,6 +23,11 @@ import signal
 
 from passt.kernel.descriptors import silence_standard
 from passt.kernel.errors import reason
+
+#: What no message is.
+_READY = b"\0"
+#: Bytes of a message that the parent passes on.
+_LONGEST = 4096
 
 
 class PidFile:
@@ -58,10 +64,17 @@ class Readiness:
     def announce(self) -> None:
         """Tell the parent that it can exit with status 0."""
         try:
-            os.write(self._fd, b"\n")
+            os.write(self._fd, _READY)
         except OSError:
             pass  # killed meanwhile: nobody is waiting
         os.close(self._fd)
+
+    def fail(self, text: str) -> None:
+        """Have the parent say ``text``, and exit with status 1."""
+        try:
+            os.write(self._fd, f"{text}\n".encode("utf-8", "surrogateescape"))
+        except OSError:
+            pass
 
 
 def daemonise(pid_file: PidFile | None, null: int) -> Readiness:
@@ -90,8 +103,11 @@ def _wait(read: int, pid: int, pid_file: PidFile | None) -> None:
             signal.signal(number, signal.SIG_DFL)
         if pid_file is not None:
             pid_file.write(pid)
-        if os.read(read, 1):
+        word = os.read(read, _LONGEST)
+        if word == _READY:
             status = 0
+        else:
+            os.write(2, word)
     except OSError as error:
         os.kill(pid, signal.SIGKILL)
         os.write(2, f"Couldn't write PID file: {reason(error)}\n".encode())

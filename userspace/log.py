@@ -196,9 +196,20 @@ def emit(level: int, msg: str, *args: object) -> None:
             msg = f"{msg} {args!r}"
     if not msg.isprintable():
         msg = msg.translate(_ESCAPES)
+    _deliver(level, msg, _stderr)
+
+
+def fault(lines: list[str]) -> None:
+    """Print what should not happen: on standard error even after the command has started."""
+    for line in lines:
+        _deliver(ERR, line if line.isprintable() else line.translate(_ESCAPES), True)
+
+
+def _deliver(level: int, msg: str, on_stderr: bool) -> None:
+    """Bring a line, which is fit to be printed, to where it goes."""
     ticks = (monotonic_ns() - _started) // 100_000
     stamp = f"{ticks // 10_000}.{ticks % 10_000:04d}"
-    if _stderr:
+    if on_stderr:
         timed = _debug and _file is None
         write_fully(_STDERR, _encode(f"{stamp}: {msg}\n" if timed else f"{msg}\n"))
     if _file is not None:

@@ -13,10 +13,11 @@ daemon end.  Each step is a method, called by :meth:`Startup.run` in the order o
     tap, addresses, routes        configure
     ports in the namespace        open_namespace_ports
     loop, link, translators       assemble
-    PID namespace                 isolate        nothing is opened by path after this
+    namespaces, empty root        isolate        nothing is opened by path after this
     background, PID file          detach
     thread in the namespace       enter_namespace
-    capabilities                  drop
+    signals, garbage collector    settle
+    capabilities, and the rest    drop
     release the command, loop     serve
 
 The netlink process, forked before all this, ends with ``open_namespace_ports``; nothing is
@@ -33,7 +34,7 @@ import gc
 import os
 import resource
 
-from passt.kernel import capabilities, identity, userns
+from passt.kernel import capabilities, identity, sandbox, userns
 from passt.kernel.command import Command
 from passt.kernel.daemon import PidFile, daemonise
 from passt.kernel.errors import SetupError, reason
@@ -43,8 +44,7 @@ from passt.kernel.signals import SignalPipe
 from passt.kernel.sockdiag import SPEC, SocketDiag
 from passt.kernel.spawn import spawn
 from passt.kernel.target import open_namespace
-from passt.syscalls.ns import CLONE_NEWPID, unshare
-from passt.userspace import log
+from passt.userspace import fault, log
 from passt.userspace.config.errors import UsageError
 from passt.userspace.config.resolve import enabled_versions, resolve
 from passt.userspace.config.summary import print_summary, warn_mtu
@@ -115,12 +115,15 @@ class Startup:
             self.isolate()
             self.detach()
             self.enter_namespace()
+            self.settle()
             self.drop()
         except (*_FATAL, OSError) as error:
             for line in str(error).split("\n"):
                 log.err(line)
             if self.child is not None:
                 self.child.abandon()
+            if self.readiness is not None:
+                self.readiness.fail(str(error))
             return 1
         return self.serve()
 
@@ -215,7 +218,8 @@ class Startup:
             capabilities.keep(capabilities.EARLY)
             if self.userns >= 0:
                 userns.join(self.userns, self.target.userns)
-        capabilities.keep(capabilities.SETUP)
+        fallback = capabilities.CHROOT if self.options.chroot_fallback else 0
+        capabilities.keep(capabilities.SETUP | fallback)
 
     def spawn_command(self) -> None:
         """Start the child that holds the new network namespace and waits to run the command."""
@@ -297,13 +301,14 @@ class Startup:
             loop.call_at(loop.now, look)
 
     def isolate(self) -> None:
-        """For the background: have the next child be process 1 of a PID namespace."""
-        if self.options.foreground:
-            return
-        try:
-            unshare(CLONE_NEWPID)
-        except OSError as error:
-            raise SetupError(f"Failed to sandbox process, exiting: {reason(error)}") from None
+        """Leave the system behind, but for what is open; give up what only that took."""
+        options = self.options
+        fault.install()
+        message = sandbox.leave(pid=not options.foreground, chroot_fallback=options.chroot_fallback)
+        if message:
+            log.warn(message)
+        capabilities.empty_other_sets()
+        capabilities.keep(capabilities.SANDBOXED)
 
     def enter_namespace(self) -> None:
         """Start the thread that makes sockets in the namespace, where it may bind low ports."""
@@ -313,10 +318,6 @@ class Startup:
             raise SetupError(f"Couldn't switch to pasta namespaces: {reason(error)}") from None
         # A namespace must not outlive its users on our account.
         os.close(self.netns)
-
-    def drop(self) -> None:
-        """Give up the remaining capabilities."""
-        capabilities.keep(capabilities.RUNNING)
 
     def detach(self) -> None:
         """Go to the background unless told otherwise; write the PID file."""
@@ -331,8 +332,8 @@ class Startup:
             raise SetupError(f"Failed to go to the background: {reason(error)}") from None
         os.close(self.null)
 
-    def serve(self) -> int:
-        """Let the command run, tell the waiting parent, and run the loop to its end."""
+    def settle(self) -> None:
+        """Have signals come to the loop; what has been made so far stays for good."""
         loop = self.engine.loop
         signals = SignalPipe()
 
@@ -347,13 +348,21 @@ class Startup:
         gc.freeze()
         gc.set_threshold(_GC_THRESHOLD)
         gc.enable()
+
+    def drop(self) -> None:
+        """Give up the remaining privileges, and what else can be given up."""
+        capabilities.keep(capabilities.RUNNING)
+        sandbox.harden(self.options.mode, -1 if self.watch is None else self.watch.unlisted)
+
+    def serve(self) -> int:
+        """Let the command run, tell the waiting parent, and run the loop to its end."""
         if self.child is not None:
             self.child.release()
             log.command_started()
             self._reap()
         if self.readiness is not None:
             self.readiness.announce()
-        status = loop.run()
+        status = self.engine.loop.run()
         self.engine.close()
         return status
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from passt.kernel import nswatch
 from passt.kernel.errors import SetupError
 from passt.kernel.nswatch import NamespaceWatch
 from passt.kernel.target import open_namespace
-from passt.syscalls import inotify, statfs
+from passt.syscalls import getdents, inotify, statfs
 
 
 @pytest.fixture
@@ -87,18 +89,65 @@ def test_unknown_file_system_means_a_timer(entries: Path, monkeypatch: pytest.Mo
     assert watch(entries).fd == -1
 
 
-@pytest.mark.parametrize(("number", "gone"), [(13, False), (24, False), (2, True), (3, True)])
+@pytest.mark.parametrize(("number", "gone"), [(13, False), (12, False), (2, True), (3, True)])
+@pytest.mark.parametrize("readable", [True, False])
 def test_failing_looks(
-    entries: Path, monkeypatch: pytest.MonkeyPatch, number: int, gone: bool
+    entries: Path, monkeypatch: pytest.MonkeyPatch, number: int, gone: bool, readable: bool
 ) -> None:
-    """EACCES is normal in procfs, and a full descriptor table says nothing; the rest does."""
+    """EACCES is normal in procfs, and lack of memory says nothing; the rest does."""
+    if not readable:
+        monkeypatch.setattr(nswatch, "_READ", os.O_RDONLY | os.O_DIRECTORY | os.O_CREAT)
     watched = watch(entries)
 
     def fail(*_: object, **__: object) -> int:
-        raise OSError(number, "open")
+        raise OSError(number, "no")
 
-    monkeypatch.setattr(os, "open", fail)
+    monkeypatch.setattr(getdents, "contains", fail)
+    if not readable:
+        monkeypatch.setattr(os, "stat", fail)
     assert watched.looks_gone() is gone
+
+
+def test_directory_that_cannot_be_listed(entries: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It cannot be watched either, but looked into by name."""
+    monkeypatch.setattr(nswatch, "_READ", os.O_RDONLY | os.O_DIRECTORY | os.O_CREAT)
+    directory = os.open(entries, os.O_PATH | os.O_DIRECTORY)
+    watched = NamespaceWatch(directory, "ns")
+    assert watched.unlisted == directory
+    assert not watched.looks_gone()
+    (entries / "ns").unlink()
+    assert watched.looks_gone()
+
+
+def test_looks_take_no_new_descriptor(entries: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor a path: the running program has neither."""
+    watched = watch(entries)
+    assert watched.unlisted == -1
+    for name in ("open", "stat", "listdir", "dup"):
+        monkeypatch.setattr(os, name, None)
+    assert not watched.looks_gone()
+    (entries / "ns").unlink()
+    assert watched.looks_gone()
+
+
+def test_end_of_a_process_shows_in_its_directory() -> None:
+    process = subprocess.Popen(["sleep", "60"])
+    watched = watch(Path(f"/proc/{process.pid}/ns"), "net")
+    assert not watched.looks_gone()
+    process.kill()
+    process.wait()
+    assert watched.looks_gone()
+
+
+def test_entry_of_a_large_directory(tmp_path: Path) -> None:
+    """More entries than fit into one buffer."""
+    for number in range(2000):
+        (tmp_path / f"{number:0100d}").touch()
+    for name in (f"{0:0100d}", f"{1999:0100d}"):
+        watched = watch(tmp_path, name)
+        assert not watched.looks_gone()
+        (tmp_path / name).unlink()
+        assert watched.looks_gone()
 
 
 def test_target_is_opened_in_its_directory(entries: Path) -> None:

@@ -33,9 +33,10 @@ def main() -> NoReturn:
         close_inherited()
         fill_standard()
         status = _run(sys.argv)
-    except Exception:
-        # The built-in hook: importing traceback may fail where we have got to.
-        sys.__excepthook__(*sys.exc_info())
+    except Exception as error:
+        from passt.userspace.fault import report
+
+        report(error)
     finally:
         from passt.userspace import log
 

@@ -86,6 +86,16 @@ def show_capabilities(_options: Options, _text: str) -> None:
     raise ImmediateExit('{\n  "type": "net"\n}\n')
 
 
+def show_seccomp(options: Options, _text: str) -> None:
+    """Answer ``--print-seccomp``: the system calls that the running program may make."""
+    from passt.kernel.seccomp.profile import listing
+
+    try:
+        raise ImmediateExit(listing(options.mode))
+    except OSError as error:
+        raise UsageError(f"No system call filter for this machine: {error.strerror}") from None
+
+
 def address(options: Options, text: str) -> None:
     """Take an address of the guest, with or without prefix length."""
     addr, length = values.guest_address(text)

@@ -18,6 +18,7 @@ from passt.userspace.config.actions import (
     remap,
     show_capabilities,
     show_help,
+    show_seccomp,
     show_version,
     stats,
     value,
@@ -130,6 +131,16 @@ TABLE: tuple[Option, ...] = (
         "group. Names of the superuser are refused, the number 0 is accepted.",
     ),
     Option(
+        "chroot-fallback",
+        "",
+        "",
+        flag("chroot_fallback"),
+        help="Make do with chroot(2) where the root file system cannot be exchanged",
+        details="The process ends up in an empty root directory, for which it uses "
+        "pivot_root(2). The kernel refuses that in an initial RAM disk and in a changed root; "
+        "without this option, so does the program.",
+    ),
+    Option(
         "conf-path",
         "c",
         "PATH",
@@ -146,6 +157,16 @@ TABLE: tuple[Option, ...] = (
         show_capabilities,
         hidden=True,
         help="Print what management software wants to know and exit",
+    ),
+    Option(
+        "print-seccomp",
+        "",
+        "",
+        show_seccomp,
+        modes=PASTA_ONLY,
+        help="Print the system calls allowed while running, and exit",
+        details="One per line, with what their arguments must be, where that matters. Any other "
+        "call ends the process by SIGSYS.",
     ),
     Option(
         "pcap",

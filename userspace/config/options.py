@@ -71,6 +71,7 @@ class Options:
         "address_v4",
         "address_v6",
         "argv0",
+        "chroot_fallback",
         "conf_path",
         "config_net",
         "debug",
@@ -145,6 +146,7 @@ class Options:
         self.log_size = DEFAULT_LOG_SIZE
         #: UID and GID to run as.
         self.runas: tuple[int, int] | None = None
+        self.chroot_fallback = False
         self.pcap = ""
         self.pid = ""
         #: Path of the control socket.

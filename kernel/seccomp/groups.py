@@ -1,0 +1,229 @@
+"""The list of system calls.
+
+A call without condition costs nothing: the kernel knows that it is allowed before the filter
+is asked (:mod:`passt.syscalls.seccomp`).  So the calls that carry traffic have none; conditions
+are for those by which one could get at something new: other kinds of sockets, terminals and
+devices, executable memory.  None of the calls takes a path, but for one that is not in
+ordinary profiles.
+
+The interpreter and its C library differ by version in the calls they make for the same thing;
+the reasons name who needs what.
+"""
+
+from __future__ import annotations
+
+import socket
+
+from passt.syscalls import sockopt
+from passt.syscalls.seccomp import Test
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from passt.syscalls.seccomp import Condition
+
+_PROT_EXEC = 4
+_MAP_ANONYMOUS = 0x20
+_NOT_EXECUTABLE = Test(2, (0,), _PROT_EXEC)
+
+# Requests of ioctl(2) and fcntl(2): asm-generic/ioctls.h, linux/fcntl.h.
+_TIOCOUTQ, _FIONREAD, _FIONBIO = 0x5411, 0x541B, 0x5421
+_F_SETPIPE_SZ, _F_GETPIPE_SZ = 1031, 1032
+
+_TYPE_BITS = 0xFFFFFFFF & ~(socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+
+#: Socket options by level, with their names.
+_OPTIONS: dict[int, tuple[str, dict[str, int]]] = {
+    socket.SOL_SOCKET: (
+        "SOL_SOCKET",
+        {
+            "SO_REUSEADDR": socket.SO_REUSEADDR,
+            "SO_BROADCAST": socket.SO_BROADCAST,
+            "SO_KEEPALIVE": socket.SO_KEEPALIVE,
+            "SO_OOBINLINE": socket.SO_OOBINLINE,
+            "SO_LINGER": socket.SO_LINGER,
+            "SO_BINDTODEVICE": socket.SO_BINDTODEVICE,
+            "SO_PEEK_OFF": sockopt.SO_PEEK_OFF,
+        },
+    ),
+    socket.IPPROTO_IP: (
+        "IPPROTO_IP",
+        {
+            "IP_TTL": socket.IP_TTL,
+            "IP_PKTINFO": sockopt.IP_PKTINFO,
+            "IP_RECVERR": sockopt.IP_RECVERR,
+            "IP_FREEBIND": sockopt.IP_FREEBIND,
+            "IP_MULTICAST_TTL": socket.IP_MULTICAST_TTL,
+        },
+    ),
+    socket.IPPROTO_IPV6: (
+        "IPPROTO_IPV6",
+        {
+            "IPV6_UNICAST_HOPS": socket.IPV6_UNICAST_HOPS,
+            "IPV6_MULTICAST_HOPS": socket.IPV6_MULTICAST_HOPS,
+            "IPV6_RECVERR": sockopt.IPV6_RECVERR,
+            "IPV6_V6ONLY": socket.IPV6_V6ONLY,
+            "IPV6_RECVPKTINFO": socket.IPV6_RECVPKTINFO,
+            "IPV6_FREEBIND": sockopt.IPV6_FREEBIND,
+        },
+    ),
+    socket.IPPROTO_TCP: ("IPPROTO_TCP", {"TCP_NODELAY": socket.TCP_NODELAY}),
+    socket.IPPROTO_UDP: ("IPPROTO_UDP", {"UDP_GRO": sockopt.UDP_GRO}),
+}
+
+
+class Call:
+    """A system call by name; ``why`` it is needed, and what its arguments must be.
+
+    ``limits`` are the conditions in words, empty if there are none.
+    """
+
+    __slots__ = ("condition", "limits", "name", "why")
+
+    def __init__(self, name: str, why: str, limits: str = "", condition: Condition = ()) -> None:
+        self.name = name
+        self.why = why
+        self.limits = limits
+        self.condition = condition
+
+
+class Group:
+    """Calls that serve one purpose."""
+
+    __slots__ = ("calls", "name", "purpose")
+
+    def __init__(self, name: str, purpose: str, *calls: Call) -> None:
+        self.name = name
+        self.purpose = purpose
+        self.calls = calls
+
+
+LOOP = Group(
+    "loop",
+    "Waiting for events and time.",
+    Call("epoll_wait", "sleep until something happens; x86-64 with glibc"),
+    Call("epoll_pwait", "the same where there is no epoll_wait, or musl is the C library"),
+    Call("epoll_ctl", "watch sockets that come and go"),
+    Call("clock_gettime", "read the clock where the vDSO cannot, as with some hypervisors"),
+)
+
+TRAFFIC = Group(
+    "traffic",
+    "Carrying data; none of these has a condition, so that the filter costs them nothing.",
+    Call("read", "frames from the tap; signals, events, lists of ports, splicing by hand"),
+    Call("readv", "frames from the tap into several buffers"),
+    Call("write", "frames to the tap; messages, captures, wake-ups of the loop"),
+    Call("writev", "frames to the tap, header and payload"),
+    Call("recvfrom", "data of TCP, single datagrams, answers of sock_diag(7)"),
+    Call("sendto", "data of TCP, single datagrams, the system log, questions to sock_diag(7)"),
+    Call("recvmsg", "datagrams with ancillary data, error queues"),
+    Call("sendmsg", "data in several pieces, trains of datagrams"),
+    Call("recvmmsg", "several datagrams at once"),
+    Call("sendmmsg", "several datagrams at once"),
+    Call("splice", "data between sockets, by way of a pipe"),
+)
+
+SOCKETS = Group(
+    "sockets",
+    "The life of connections. The thread in the namespace makes its sockets under the same "
+    "filter. No other families: netlink(7), packet(7), unix(7) and vsock(7) are out of reach.",
+    Call(
+        "socket",
+        "connections, flows, pings, forwarded ports",
+        "AF_INET, AF_INET6; SOCK_STREAM, SOCK_DGRAM; default protocol, IPPROTO_ICMP, "
+        "IPPROTO_ICMPV6",
+        (
+            (
+                Test(0, (socket.AF_INET, socket.AF_INET6)),
+                Test(1, (socket.SOCK_STREAM, socket.SOCK_DGRAM), _TYPE_BITS),
+                Test(2, (0, socket.IPPROTO_ICMP, socket.IPPROTO_ICMPV6)),
+            ),
+        ),
+    ),
+    Call("bind", "the guest's source ports, forwarded ports"),
+    Call("connect", "what the guest connects to"),
+    Call("listen", "forwarded ports that open while we run"),
+    Call("accept4", "connections to forwarded ports, clients of the control socket"),
+    Call("shutdown", "one direction of a connection has ended"),
+    Call("close", "everything has an end"),
+    Call("getsockname", "the address a connection came to, the port that the kernel chose"),
+    Call("getpeername", "whether the peer is this machine"),
+    Call("getsockopt", "TCP_INFO for each acknowledgement, SO_ERROR, sizes of buffers"),
+    Call(
+        "setsockopt",
+        "options of each new socket; TTL and peek offset of existing ones",
+        "; ".join(f"{level}: {', '.join(names)}" for level, names in _OPTIONS.values()),
+        tuple(
+            (Test(1, (level,)), Test(2, tuple(names.values())))
+            for level, (_, names) in _OPTIONS.items()
+        ),
+    ),
+    Call(
+        "ioctl",
+        "how much is queued in a socket; the interpreter's way to make one non-blocking",
+        "FIONBIO, FIONREAD, TIOCOUTQ (also known as SIOCOUTQ)",
+        ((Test(1, (_FIONBIO, _FIONREAD, _TIOCOUTQ)),),),
+    ),
+    Call("pipe2", "pipes for splice"),
+    Call(
+        "fcntl",
+        "their capacity",
+        "F_SETPIPE_SZ, F_GETPIPE_SZ",
+        ((Test(1, (_F_SETPIPE_SZ, _F_GETPIPE_SZ)),),),
+    ),
+)
+
+FILES = Group(
+    "files",
+    "Log file, capture and lists of ports, all open already: nothing here takes a path.",
+    Call("pread64", "the log file, when it is cut"),
+    Call("pwrite64", "entries of the log file"),
+    Call("lseek", "reading lists of ports and directories anew"),
+    Call("ftruncate", "the log file, when it is cut, or the disk is full"),
+    Call("fallocate", "cutting the start of the log file"),
+    Call("fsync", "log file and capture, at the end"),
+    Call("getdents64", "whether the namespace's entry is still in its directory"),
+)
+
+INTERPRETER = Group(
+    "interpreter",
+    "Memory, threads and the end of the Python interpreter and the C library. Memory is never "
+    "executable, and never that of a file.",
+    Call(
+        "mmap",
+        "memory of the allocators",
+        "MAP_ANONYMOUS, not PROT_EXEC",
+        ((_NOT_EXECUTABLE, Test(3, (_MAP_ANONYMOUS,), _MAP_ANONYMOUS)),),
+    ),
+    Call("munmap", "giving it back"),
+    Call("mremap", "growing and shrinking large blocks in place; keeps their protection"),
+    Call(
+        "mprotect",
+        "glibc: memory of allocations outside the main thread is reserved first, and used later",
+        "not PROT_EXEC",
+        ((_NOT_EXECUTABLE,),),
+    ),
+    Call("madvise", "giving back pages of memory that stays reserved"),
+    Call("brk", "the heap of the main thread"),
+    Call("futex", "locks: the interpreter's own, and the queue of the namespace's thread"),
+    Call("sched_yield", "Python without global lock, waiting for one of its short locks"),
+    Call("rt_sigreturn", "the end of a signal handler; no handler is installed any more"),
+    Call("restart_syscall", "a wait goes on after SIGSTOP and SIGCONT, or a tracer"),
+    Call("wait4", "the exit status of the spawned command"),
+    Call("exit", "the end of a thread"),
+    Call("exit_group", "the end"),
+)
+
+
+def lookup(directory: int) -> Group:
+    """For a namespace's entry in ``directory``, a descriptor, which we may not list."""
+    return Group(
+        "lookup",
+        "Only with --netns or a PID, if the namespace's directory can be entered, but not "
+        "read by us.",
+        Call(
+            "newfstatat",
+            "whether the namespace's entry is still there",
+            "the directory's descriptor",
+            ((Test(0, (directory,)),),),
+        ),
+    )
