@@ -49,6 +49,7 @@ NUMBERS: dict[str, tuple[int, int | None]] = {
     "recvmmsg": (299, 243),
     "recvmsg": (47, 212),
     "restart_syscall": (219, 128),
+    "rt_sigprocmask": (14, 135),
     "rt_sigreturn": (15, 139),
     "sched_yield": (24, 124),
     "sendmmsg": (307, 269),

@@ -105,7 +105,7 @@ def machine() -> Machine:
     return found
 
 
-class Test:
+class Argument:
     """The low 32 bits of argument ``argument`` (from 0 on), and ``mask``, are among ``values``."""
 
     __slots__ = ("argument", "mask", "values")
@@ -116,9 +116,9 @@ class Test:
         self.mask = mask
 
 
-#: What a call's arguments must be: all tests of one of these alternatives must hold.  Without
+#: What a call's arguments must be: all of one of these alternatives.  Without
 #: any alternative, there is no condition.
-Condition = tuple[tuple[Test, ...], ...]
+Condition = tuple[tuple[Argument, ...], ...]
 
 
 def assemble(
@@ -179,7 +179,7 @@ def _conditional(condition: Condition, otherwise: int) -> _Code:
     return [*code, (_RET, 0, 0, otherwise)]
 
 
-def _test(test: Test, skip: int) -> _Code:
+def _test(test: Argument, skip: int) -> _Code:
     """Go on if ``test`` holds, and else ``skip`` the instructions that follow."""
     code: _Code = [(_LD, 0, 0, _AT_ARGUMENTS + 8 * test.argument + _LOW)]
     if test.mask != _EVERY_BIT:

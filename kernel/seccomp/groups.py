@@ -15,7 +15,7 @@ from __future__ import annotations
 import socket
 
 from passt.syscalls import sockopt
-from passt.syscalls.seccomp import Test
+from passt.syscalls.seccomp import Argument
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _PROT_EXEC = 4
 _MAP_ANONYMOUS = 0x20
-_NOT_EXECUTABLE = Test(2, (0,), _PROT_EXEC)
+_NOT_EXECUTABLE = Argument(2, (0,), _PROT_EXEC)
 
 # Requests of ioctl(2) and fcntl(2): asm-generic/ioctls.h, linux/fcntl.h.
 _TIOCOUTQ, _FIONREAD, _FIONBIO = 0x5411, 0x541B, 0x5421
@@ -133,9 +133,9 @@ SOCKETS = Group(
         "IPPROTO_ICMPV6",
         (
             (
-                Test(0, (socket.AF_INET, socket.AF_INET6)),
-                Test(1, (socket.SOCK_STREAM, socket.SOCK_DGRAM), _TYPE_BITS),
-                Test(2, (0, socket.IPPROTO_ICMP, socket.IPPROTO_ICMPV6)),
+                Argument(0, (socket.AF_INET, socket.AF_INET6)),
+                Argument(1, (socket.SOCK_STREAM, socket.SOCK_DGRAM), _TYPE_BITS),
+                Argument(2, (0, socket.IPPROTO_ICMP, socket.IPPROTO_ICMPV6)),
             ),
         ),
     ),
@@ -153,7 +153,7 @@ SOCKETS = Group(
         "options of each new socket; TTL and peek offset of existing ones",
         "; ".join(f"{level}: {', '.join(names)}" for level, names in _OPTIONS.values()),
         tuple(
-            (Test(1, (level,)), Test(2, tuple(names.values())))
+            (Argument(1, (level,)), Argument(2, tuple(names.values())))
             for level, (_, names) in _OPTIONS.items()
         ),
     ),
@@ -161,14 +161,14 @@ SOCKETS = Group(
         "ioctl",
         "how much is queued in a socket; the interpreter's way to make one non-blocking",
         "FIONBIO, FIONREAD, TIOCOUTQ (also known as SIOCOUTQ)",
-        ((Test(1, (_FIONBIO, _FIONREAD, _TIOCOUTQ)),),),
+        ((Argument(1, (_FIONBIO, _FIONREAD, _TIOCOUTQ)),),),
     ),
     Call("pipe2", "pipes for splice"),
     Call(
         "fcntl",
         "their capacity",
         "F_SETPIPE_SZ, F_GETPIPE_SZ",
-        ((Test(1, (_F_SETPIPE_SZ, _F_GETPIPE_SZ)),),),
+        ((Argument(1, (_F_SETPIPE_SZ, _F_GETPIPE_SZ)),),),
     ),
 )
 
@@ -192,7 +192,7 @@ INTERPRETER = Group(
         "mmap",
         "memory of the allocators",
         "MAP_ANONYMOUS, not PROT_EXEC",
-        ((_NOT_EXECUTABLE, Test(3, (_MAP_ANONYMOUS,), _MAP_ANONYMOUS)),),
+        ((_NOT_EXECUTABLE, Argument(3, (_MAP_ANONYMOUS,), _MAP_ANONYMOUS)),),
     ),
     Call("munmap", "giving it back"),
     Call("mremap", "growing and shrinking large blocks in place; keeps their protection"),
@@ -207,6 +207,7 @@ INTERPRETER = Group(
     Call("futex", "locks: the interpreter's own, and the queue of the namespace's thread"),
     Call("sched_yield", "Python without global lock, waiting for one of its short locks"),
     Call("rt_sigreturn", "the end of a signal handler; no handler is installed any more"),
+    Call("rt_sigprocmask", "the C library, at the end of a thread"),
     Call("restart_syscall", "a wait goes on after SIGSTOP and SIGCONT, or a tracer"),
     Call("wait4", "the exit status of the spawned command"),
     Call("exit", "the end of a thread"),
@@ -224,6 +225,6 @@ def lookup(directory: int) -> Group:
             "newfstatat",
             "whether the namespace's entry is still there",
             "the directory's descriptor",
-            ((Test(0, (directory,)),),),
+            ((Argument(0, (directory,)),),),
         ),
     )
