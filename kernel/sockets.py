@@ -87,19 +87,36 @@ def open_socket(plain: PlainSpec) -> socket.socket:
     return sock
 
 
+def needed(plain: PlainSpec) -> tuple[Option, ...]:
+    """Those options of ``plain`` that a new socket does not have anyway, here; OSError."""
+    family, kind, options, _, _, protocol = plain
+    with socket.socket(family, kind, protocol) as fresh:
+        return tuple(
+            (level, name, value)
+            for level, name, value in options
+            if not isinstance(value, int) or fresh.getsockopt(level, name) != value
+        )
+
+
 def open_sockets(specs: Iterable[PlainSpec]) -> list[socket.socket | OSError]:
     """Make sockets; in place of those that cannot be made, the error.
 
-    After one that failed for want of descriptors or memory no others are tried.
+    After one that failed for want of descriptors or memory no others are tried.  Of thousands
+    of the same kind, none is told what a new socket has by default.
     """
     made: list[socket.socket | OSError] = []
     exhausted: OSError | None = None
+    common: tuple[Option, ...] | None = None
+    options: tuple[Option, ...] = ()
     for spec in specs:
         if exhausted is not None:
             made.append(exhausted)
             continue
         try:
-            made.append(open_socket(spec))
+            if common is not spec[2]:
+                options = needed(spec)
+                common = spec[2]
+            made.append(open_socket((*spec[:2], options, *spec[3:])))
         except OSError as error:
             made.append(error)
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):

@@ -94,12 +94,19 @@ def datagram_rates(
 
 
 def exchange_time(
-    setting: Setting, client: Netns, target: str, server: Netns, address: str, port: int = HOST_PORT
+    setting: Setting,
+    client: Netns,
+    target: str,
+    server: Netns,
+    address: str,
+    port: int = HOST_PORT,
+    *,
+    verbs: tuple[str, str] = ("serve", "ask"),
 ) -> Values:
-    """Return p50 and p99 in µs of exchanges of 64 bytes."""
-    serving = server.popen([PYTHON, EXCHANGE, "serve", address, str(port)])
-    server.wait_listening(port)
-    words = [PYTHON, EXCHANGE, "ask", target, str(port), str(setting.count), "64"]
+    """Return p50 and p99 in µs of exchanges of 64 bytes; *verbs* as of exchange.py."""
+    serving = server.popen([PYTHON, EXCHANGE, verbs[0], address, str(port)])
+    server.wait_listening(port, "udp" if "udp" in verbs[0] else "tcp")
+    words = [PYTHON, EXCHANGE, verbs[1], target, str(port), str(setting.count), "64"]
     values: Values = json.loads(client.run(words, timeout=60).stdout)
     server.processes.stop(serving)
     return values
@@ -137,21 +144,31 @@ def bulk(setting: Setting, mtu: int) -> Values:
     return values
 
 
+#: Kinds of exchange: verbs of exchange.py.
+EXCHANGES = {
+    "TCP request/response": ("serve", "ask"),
+    "TCP connect/request/close": ("serve-each", "connect"),
+    "UDP request/response": ("serve-udp", "ask-udp"),
+}
+
+
 def exchange(setting: Setting) -> Values:
-    """TCP request and answer, by the tap and spliced."""
+    """Request and answer of all kinds, by the tap and spliced."""
     host, loopback = setting.topology.host, net.LOOPBACK[4]
-    if setting.program is None:
-        tap = spliced = exchange_time(setting, host, loopback, host, loopback)
-    else:
-        pasta = setting.pasta(65520)
-        tap = exchange_time(setting, pasta.ns, net.GATEWAY[4], host, loopback)
-        spliced = exchange_time(setting, host, loopback, pasta.ns, net.HOST[4], PORT)
-        pasta.close()
-    return {
-        f"TCP request/response by {name}, {point}, µs": value[point]
-        for name, value in (("tap", tap), ("splice", spliced))
-        for point in ("p50", "p99")
-    }
+    values: Values = {}
+    for kind, verbs in EXCHANGES.items():
+        if setting.program is None:
+            tap = spliced = exchange_time(setting, host, loopback, host, loopback, verbs=verbs)
+        else:
+            pasta = setting.pasta(65520)
+            tap = exchange_time(setting, pasta.ns, net.GATEWAY[4], host, loopback, verbs=verbs)
+            inside = (pasta.ns, net.HOST[4], PORT)
+            spliced = exchange_time(setting, host, loopback, *inside, verbs=verbs)
+            pasta.close()
+        for name, value in (("tap", tap), ("splice", spliced)):
+            for point in ("p50", "p99"):
+                values[f"{kind} by {name}, {point}, µs"] = value[point]
+    return values
 
 
 def datagrams(setting: Setting) -> Values:
@@ -170,17 +187,27 @@ def datagrams(setting: Setting) -> Values:
     return values
 
 
-def start(setting: Setting) -> Values:
-    """``pasta --config-net -- true``, milliseconds, with what it takes to get into place."""
+def start_time(setting: Setting, options: list[str], count: int) -> float:
+    """Return the median of *count* starts of ``pasta [options] -- true``, milliseconds."""
     words = ["true"]
     if setting.program:
-        words = [*setting.program.argv, *forwarding(()), "--config-net", "--", "true"]
+        words = [*setting.program.argv, *forwarding(options), "--config-net", "--", "true"]
     times = []
-    for _ in range(7):
+    for _ in range(count):
         started = time.perf_counter()
         setting.topology.host.run(words, prefix=setting.user.prefix)
         times.append(time.perf_counter() - started)
-    return {"start: pasta --config-net -- true, ms": statistics.median(times) * 1e3}
+    return statistics.median(times) * 1e3
+
+
+def start(setting: Setting) -> Values:
+    """How long it takes from the start to the end of ``true``, with what it takes to get there."""
+    values = {"start: pasta --config-net -- true, ms": start_time(setting, [], 7)}
+    if setting.program:
+        # As many sockets as a common limit of descriptors admits, 20000.
+        ports = ["-t", "10000-17999", "-u", "10000-17999"]
+        values["start: 16000 forwarded ports, ms"] = start_time(setting, ports, 3)
+    return values
 
 
 def memory(setting: Setting) -> Values:

@@ -7,6 +7,7 @@ import socket
 
 import pytest
 
+from passt.kernel.sockets import SocketSpec, needed, open_sockets
 from passt.syscalls.sockopt import (
     IP_FREEBIND,
     IP_PKTINFO,
@@ -17,6 +18,7 @@ from passt.syscalls.sockopt import (
 from passt.userspace.config.model import Config
 from passt.userspace.flow.rules import IPPROTO_TCP, IPPROTO_UDP, Rule
 from passt.userspace.forward.sockets import NO_IPV6, Here, plans
+from passt.userspace.splice.pool import TCP_OPTIONS
 
 T, U = IPPROTO_TCP, IPPROTO_UDP
 ANY4, ANY6 = bytes(4), bytes(16)
@@ -157,3 +159,29 @@ def test_requests_are_served_at_once() -> None:
     assert isinstance(sock, socket.socket)
     assert isinstance(error, OSError)
     sock.close()
+
+
+def test_large_rules_leave_the_options_of_connections_to_accepting() -> None:
+    small, large = Rule(T, 20000, 20063, 20000), Rule(T, 20000, 20064, 20000)
+    (nodelay, inline) = TCP_OPTIONS
+    assert {nodelay, inline} <= set(plans(small, config(), 0)[0].spec(20000).plain()[2])
+    assert not {nodelay, inline} & set(plans(large, config(), 0)[0].spec(20000).plain()[2])
+
+
+def test_defaults_are_not_set_again() -> None:
+    """But what differs from the kernel's default, which depends on the namespace, is."""
+    v6only = (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+    reuse = (socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with socket.socket(socket.AF_INET6) as fresh:
+        default = fresh.getsockopt(*v6only)
+    for value in (0, 1):
+        spec = SocketSpec(socket.AF_INET6, socket.SOCK_STREAM, options=(reuse, (*v6only, value)))
+        assert needed(spec.plain()) == (reuse, (*v6only, value))[: 1 + (value != default)]
+    plain = spec.plain()
+    first, second = open_sockets([plain, plain])
+    assert isinstance(first, socket.socket)
+    assert isinstance(second, socket.socket)
+    with first, second:
+        for sock in first, second:
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR) == 1
+            assert sock.getsockopt(*v6only) == 1

@@ -5,8 +5,7 @@ IPV6_V6ONLY explicitly off, whatever ``net.ipv6.bindv6only`` says.  If only one 
 enabled, or the kernel turns out to have no IPv6, it is a socket of the other one.
 
 TCP sockets are bound here, and listen when their translator takes them: connections are not
-to be accepted by a kernel whose program cannot serve them yet.  They carry the options that
-connections are to inherit.
+to be accepted by a kernel whose program cannot serve them yet.
 
 Sources: socket(7), ip(7), ipv6(7), tcp(7), udp(7).
 """
@@ -26,7 +25,7 @@ from passt.syscalls.sockopt import (
 )
 from passt.userspace.flow.nat import UNSPECIFIED4, UNSPECIFIED6, is_link_local, text
 from passt.userspace.flow.rules import IPPROTO_TCP
-from passt.userspace.splice.pool import TCP_OPTIONS
+from passt.userspace.splice.pool import TCP_OPTIONS, inherits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,7 +79,10 @@ class Plan:
         if address == UNSPECIFIED6:
             options += ((socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(not dual_stack)),)
         tcp = rule.protocol == IPPROTO_TCP
-        options += TCP_OPTIONS if tcp else _UDP_OPTIONS[family]
+        if not tcp:
+            options += _UDP_OPTIONS[family]
+        elif inherits(rule):
+            options += TCP_OPTIONS
         if freebind:
             options += (_FREEBIND[family],)
         kind = socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Protocol
 
+    from passt.userspace.flow.rules import Rule
+
     Made = list[socket.socket | OSError]
 
     class SocketMaker(Protocol):
@@ -40,6 +42,14 @@ TCP_OPTIONS = (
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
     (socket.SOL_SOCKET, socket.SO_OOBINLINE, 1),
 )
+#: Listeners of rules for no more ports than this have these options, and connections inherit
+#: them (tcp(7)).  With more ports that costs more than it will ever save.
+INHERITED_UP_TO = 64
+
+
+def inherits(rule: Rule) -> bool:
+    """Whether connections accepted for ``rule`` have :data:`TCP_OPTIONS` from their listener."""
+    return rule.last - rule.first < INHERITED_UP_TO
 
 
 def tcp_spec(family: int) -> SocketSpec:

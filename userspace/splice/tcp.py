@@ -96,9 +96,8 @@ class SpliceTcp:
         """Connect ``sock`` to where ``rule`` leads from ``port``; False if the table is full.
 
         ``sock``, which is ours from here on, is non-blocking and has the options
-        :data:`~passt.userspace.splice.pool.TCP_OPTIONS` (accepted sockets inherit them from
-        their listener).  It was accepted on ``pif`` from ``peer``: packed address, IPv4 if
-        v4-mapped, and port.
+        :data:`~passt.userspace.splice.pool.TCP_OPTIONS`.  It was accepted on ``pif``
+        from ``peer``: packed address, IPv4 if v4-mapped, and port.
         """
         source, source_port = peer
         target = self._target(sock, source, rule, pif)

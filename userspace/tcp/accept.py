@@ -20,6 +20,7 @@ from passt.userspace.flow import nat as addresses
 from passt.userspace.flow.accept import accept
 from passt.userspace.flow.rules import HOST, PIF_NAMES
 from passt.userspace.loop import EPOLLIN
+from passt.userspace.splice.pool import TCP_OPTIONS, inherits
 from passt.userspace.tcp.const import ACCEPT_PAUSE, LISTEN_BACKLOG
 
 TYPE_CHECKING = False
@@ -60,7 +61,8 @@ class Acceptors:
         self, sock: socket.socket, rule: Rule, port: int, pif: int = HOST
     ) -> Acceptor:
         """Start to accept on ``sock``, bound to ``port`` of ``pif``; OSError if it cannot."""
-        sock.setblocking(False)
+        if sock.getblocking():
+            sock.setblocking(False)
         sock.listen(LISTEN_BACKLOG)
         acceptor = Acceptor(self, sock, rule, port, pif)
         acceptor.resume()
@@ -90,7 +92,7 @@ class Acceptors:
 class Acceptor:
     """Accepts the connections of one listening socket."""
 
-    __slots__ = ("_family", "_owner", "_pif", "_port", "_rule", "_sock", "_timer")
+    __slots__ = ("_family", "_options", "_owner", "_pif", "_port", "_rule", "_sock", "_timer")
 
     def __init__(
         self, owner: Acceptors, sock: socket.socket, rule: Rule, port: int, pif: int
@@ -101,6 +103,8 @@ class Acceptor:
         self._port = port
         self._pif = pif
         self._family = int(sock.family)
+        #: What connections do not have from their listener.
+        self._options = () if inherits(rule) else TCP_OPTIONS
         self._timer: Timer | None = None
 
     def resume(self) -> None:
@@ -117,6 +121,8 @@ class Acceptor:
         for _ in range(min(self._owner.loop.load, _MAX_ACCEPTS)):
             try:
                 sock, address, port = accept(self._sock, self._family)
+                for option in self._options:
+                    sock.setsockopt(*option)
             except BlockingIOError:
                 return
             except OSError as error:

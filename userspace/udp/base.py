@@ -135,7 +135,8 @@ class UdpBase:
         It is on ``pif``, HOST or SPLICE, shares its port (SO_REUSEADDR), and has error queue
         and packet information of the IP versions it serves.  OSError if it cannot be watched.
         """
-        sock.setblocking(False)
+        if sock.getblocking():
+            sock.setblocking(False)
         side = self._namespace if pif == SPLICE else self._host
         listener = Listener(self, side, sock, rule, port)
         self._loop.add(listener.fd, EPOLLIN, listener.ready)
