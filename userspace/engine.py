@@ -7,14 +7,17 @@ Afterwards nothing is opened by path.
 
 from __future__ import annotations
 
+import resource
 import socket
 
+from passt.kernel.descriptors import count_open
 from passt.kernel.nsthread import NsThread
 from passt.syscalls.tun import TUN_F_TSO4, TUN_F_TSO6, TUN_F_USO4, TUN_F_USO6
 from passt.userspace import log
+from passt.userspace.flow.budget import of_process
 from passt.userspace.flow.nat import Nat
 from passt.userspace.flow.rules import SPLICE
-from passt.userspace.flow.table import FlowTable
+from passt.userspace.flow.table import MAX_FLOWS, FlowTable
 from passt.userspace.icmp import Icmp
 from passt.userspace.link.null import NullLink
 from passt.userspace.link.tap import TapLink
@@ -54,7 +57,8 @@ class Engine:
         self.loop = loop = Loop()
         self._pcap: Pcap | None = None
         self.nat = nat = Nat(config)
-        self.table = table = FlowTable()
+        self.table = table = FlowTable(MAX_FLOWS, of_process(config.max_memory))
+        table.limit_descriptors(resource.getrlimit(resource.RLIMIT_NOFILE)[0], count_open())
         #: To be started in the namespace after the last fork.
         self.nsthread = nsthread = NsThread()
         loop.add(nsthread.fileno(), EPOLLIN, nsthread.on_event)
@@ -109,8 +113,14 @@ class Engine:
 
     def _capture(self, path: str, link: TapLink) -> None:
         """Record all frames in the file ``path``; failing to open it is not fatal."""
+
+        def ended(why: str) -> None:
+            log.err(why)
+            # Frames need not be copied any more.
+            link.capture = None
+
         try:
-            self._pcap = pcap = Pcap.open(path, log.err)
+            self._pcap = pcap = Pcap.open(path, ended, self.config.pcap_size)
         except OSError as error:
             log.err(f"Couldn't open pcap file {path}: {error.strerror}")
             return

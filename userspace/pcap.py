@@ -3,6 +3,10 @@
 Native byte order, microseconds (truncated: a rounded value could be 1000000), link type
 Ethernet.  The snapshot length is above anything a link carries, so that no frame is cut.
 
+A capture grows with the traffic, which guest and network decide on, so unless told otherwise it
+takes no more than half of the space that was free when it began.  (The original has no limit, and
+leaves it to the user to look after the disk.)
+
 A write per frame would cost more than handling the frame.  Records are collected in a buffer
 of fixed size, and written when it is full, at the end of each batch (:meth:`Pcap.flush`) and
 at exit.  A capture must never disturb the traffic: the first error is reported, and ends the
@@ -14,6 +18,7 @@ from __future__ import annotations
 import os
 import struct
 from errno import EINVAL, ENOTSUP, EROFS
+from stat import S_ISREG
 from time import time_ns
 
 TYPE_CHECKING = False
@@ -59,13 +64,15 @@ class Pcap:
         self.flush()
 
     @classmethod
-    def open(cls, path: str, report: Callable[[str], None], limit: int = 0) -> Pcap:
+    def open(cls, path: str, report: Callable[[str], None], limit: int | None = 0) -> Pcap:
         """A capture to the file ``path``: created with mode 0600, or truncated.
 
-        Raises OSError if it cannot be opened.
+        With ``limit`` ``None`` it depends on the file system.  Raises OSError if the file cannot
+        be opened.
         """
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-        return cls(os.open(path, flags, 0o600), report, limit)
+        fd = os.open(path, flags, 0o600)
+        return cls(fd, report, _half_of_free_space(fd) if limit is None else limit)
 
     def frame(self, *parts: Octets) -> None:
         """Record one frame, given as one or several parts, as of now."""
@@ -136,3 +143,12 @@ class Pcap:
             reason = reason or f"Cannot write to capture file: {error.strerror}"
         if reason:
             self._report(reason)
+
+
+def _half_of_free_space(fd: int) -> int:
+    """Half of what is free on the file system of ``fd``, in bytes; 0 if it is no regular file."""
+    if not S_ISREG(os.fstat(fd).st_mode):
+        return 0
+    system = os.fstatvfs(fd)
+    # A full file system is no reason for no limit.
+    return max(system.f_bavail * system.f_frsize // 2, 1)

@@ -410,6 +410,8 @@ def test_names_are_unique() -> None:
 SAMPLE = {
     "stats": "3",
     "log-size": "65536",
+    "pcap-size": "8K",
+    "max-memory": "1G",
     "runas": "7",
     "mtu": "1400",
     "address": "10.1.2.3/9",

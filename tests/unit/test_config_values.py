@@ -67,6 +67,24 @@ def test_log_size() -> None:
     assert refused(values.log_size, str(1 << 63)) == f"Invalid --log-size: {1 << 63}"
 
 
+def test_max_memory() -> None:
+    assert values.max_memory("64M") == 64 << 20
+    assert values.max_memory("1g") == 1 << 30
+    assert values.max_memory("0x4000000") == 64 << 20
+    assert values.max_memory("102400k") == 100 << 20
+    assert refused(values.max_memory, "63M") == "--max-memory 63M too small (min 67108864)"
+    assert refused(values.max_memory, "0") == "--max-memory 0 too small (min 67108864)"
+    for text in ("", "M", "1.5G", "-1", "1GB", "1 G", "9999999999G", str(1 << 63)):
+        assert refused(values.max_memory, text) == f"Invalid --max-memory: {text}"
+
+
+def test_pcap_size() -> None:
+    assert values.pcap_size("0") == 0
+    assert values.pcap_size("4096") == values.pcap_size("4K") == 4096
+    assert refused(values.pcap_size, "4095") == "--pcap-size 4095 too small (min 4096)"
+    assert refused(values.pcap_size, "all") == "Invalid --pcap-size: all"
+
+
 def test_stats_interval() -> None:
     assert values.stats_interval("0") == 0
     assert values.stats_interval("0x10") == 16
@@ -303,6 +321,8 @@ WORDS = st.binary(max_size=40).filter(lambda raw: b"\0" not in raw).map(os.fsdec
 READERS: list[Callable[[str], object]] = [
     values.mtu,
     values.log_size,
+    values.max_memory,
+    values.pcap_size,
     values.stats_interval,
     values.netns,
     values.hostname,

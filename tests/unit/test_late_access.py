@@ -35,6 +35,7 @@ PATHS = {
     "kernel.command:_try": "the child, which was forked before",
     "kernel.daemon:__init__": "opened with the caller's identity",
     "kernel.descriptors:close_inherited": "the first step",
+    "kernel.descriptors:count_open": "assembly",
     "kernel.descriptors:fill_standard": "the second step",
     "kernel.identity:in_initial_userns": "choosing an identity",
     "kernel.identity:nobody": "choosing an identity",

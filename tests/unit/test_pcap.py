@@ -256,6 +256,39 @@ def test_size_limit(tmp_path: Path) -> None:
     assert reports == ["Capture file has reached its size limit"]
 
 
+class Space:
+    """What fstatvfs() says of a file system."""
+
+    f_frsize = 512
+
+    def __init__(self, free: int) -> None:
+        self.f_bavail = free // self.f_frsize
+
+
+@pytest.mark.parametrize(("free", "frames"), [(1 << 20, 4), (8192, 0), (0, 0)])
+def test_default_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, frames: int
+) -> None:
+    """Half of what is free: never more, not even where nothing is."""
+    monkeypatch.setattr(os, "fstatvfs", lambda _fd: Space(free))
+    reports: list[str] = []
+    path = tmp_path / "capture"
+    capture = Pcap.open(str(path), reports.append, None)
+    for _ in range(10):
+        capture.frame(bytes(130000))
+    capture.close()
+    assert len(records(path.read_bytes())) == frames
+    assert path.stat().st_size <= max(free // 2, 24)
+    assert reports == ["Capture file has reached its size limit"]
+
+
+def test_no_limit_where_there_is_no_file() -> None:
+    capture = Pcap.open("/dev/null", unexpected, None)
+    for _ in range(10):
+        capture.frame(bytes(200000))
+    capture.close()
+
+
 def test_everything_after_close_is_ignored(tmp_path: Path) -> None:
     path = tmp_path / "capture"
     capture = Pcap.open(str(path), unexpected)

@@ -230,7 +230,7 @@ def test_socket_calls_failing(call: str) -> None:
         host.feed(guest.frame(ACK | FIN, b"y"), guest.frame(ACK, b"z"))
         assert [reply.flags for reply in guest.take()][-2:][0] in (RST | ACK, RST)
         assert host.table.count == 0
-        assert host.ctx.held == 0
+        assert host.ctx.budget.data == 0
 
 
 # Idle.
@@ -330,7 +330,7 @@ def test_nothing_is_left_behind() -> None:
         assert host.table.count == 60
         host.feed(*(guest.frame(RST) for guest in guests))
         assert open_descriptors() == before
-        assert (host.table.count, host.ctx.flows4, host.ctx.held) == (0, {}, 0)
+        assert (host.table.count, host.ctx.flows4, host.ctx.budget.data) == (0, {}, 0)
         assert not host.ctx.uploading
         host.advance(40)
         assert host.next_deadline() == float("inf")

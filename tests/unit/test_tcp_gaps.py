@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from passt.userspace.tcp import fromguest
+from passt.userspace.tcp.reassembly import RANGE_COST
 from tests.unit.tcp_kit import (
     ACK,
     FIN,
@@ -35,7 +35,7 @@ def test_gap_is_filled() -> None:
         host.feed(one)
         assert guest.take()[-1].ack == guest.seq
         assert receive(peer, 11) == b"onetwothree"
-        assert host.ctx.held == 0
+        assert host.ctx.budget.data == 0
 
 
 def test_duplicates_for_a_guest_without_sack() -> None:
@@ -72,21 +72,22 @@ def test_gap_never_filled() -> None:
         guest, _, flow = outbound(host)
         guest.frame(ACK, b"lost")
         guest.data(*[b"x" * 100] * 50)
-        assert host.ctx.held == 5000
+        assert host.ctx.budget.data == 5000 + RANGE_COST
         flow.abort("test")
-        assert host.ctx.held == 0
+        assert host.ctx.budget.data == 0
 
 
-def test_gaps_beyond_the_budget_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fromguest, "MAX_HELD_BYTES", 250)
+def test_gaps_beyond_the_budget_are_dropped() -> None:
     with Host() as host:
         guest, peer, _ = outbound(host)
+        host.ctx.budget.data_limit = 1000
         lost = guest.frame(ACK, b"lost")
         pieces = [guest.frame(ACK, b"x" * 100) for _ in range(4)]
         host.feed(*pieces)
-        assert host.ctx.held == 200
+        assert host.ctx.budget.data == 200 + RANGE_COST
         host.feed(lost, *pieces)
         assert receive(peer, 404) == b"lost" + b"x" * 400
+        assert host.ctx.budget.data == 0
 
 
 @pytest.mark.parametrize("start", [0, 1, 4, 9])

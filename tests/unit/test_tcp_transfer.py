@@ -43,7 +43,7 @@ def transfer(host: Host, seed: int, *, guest_connects: bool, version: int) -> No
     model.run(model.complete)
     assert bytes(model.peer_got) == upload
     assert model.received == len(download)
-    assert host.ctx.held == 0
+    assert host.ctx.budget.data == 0
     assert host.table.count == 0
     assert not host.ctx.flows4
     assert not host.ctx.flows6

@@ -179,6 +179,29 @@ TABLE: tuple[Option, ...] = (
         "truncated, as the user given by `--runas`. Failing to open it is not fatal.",
     ),
     Option(
+        "pcap-size",
+        "",
+        "BYTES",
+        value("pcap_size", values.pcap_size),
+        default="half of what is free on its file system at the start",
+        help="Largest size of the capture; 0 for no limit",
+        details="BYTES may end in `K`, `M` or `G`. The capture ends with the last frame that "
+        "fits, or when a write fails, for want of space for one, and a message says so. "
+        "What is not a regular file has no limit by default.",
+    ),
+    Option(
+        "max-memory",
+        "",
+        "BYTES",
+        value("max_memory", values.max_memory),
+        default="512M",
+        help=f"Memory that the process may take, at least {values.MIN_MEMORY >> 20}M",
+        details="BYTES may end in `K`, `M` or `G`. When little is left windows of TCP "
+        "connections shrink, then new connections and flows are refused; those which exist "
+        "go on. Not included is what the kernel keeps in sockets and pipes, which a control "
+        "group can bound (`memory.max`), with the process's own memory and a margin.",
+    ),
+    Option(
         "pid",
         "P",
         "FILE",

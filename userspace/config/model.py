@@ -14,6 +14,7 @@ from passt.userspace.flow.rules import IPPROTO_TCP, IPPROTO_UDP, Rule
 
 __all__ = [
     "DEFAULT_MAC",
+    "DEFAULT_MAX_MEMORY",
     "DEFAULT_MTU",
     "IPPROTO_TCP",
     "IPPROTO_UDP",
@@ -29,6 +30,8 @@ DEFAULT_MAC = bytes.fromhex("9a559a559a55")
 #: 65535 (largest frame) less the Ethernet header.
 MAX_MTU = 65521
 DEFAULT_MTU = 65520
+
+DEFAULT_MAX_MEMORY = 512 << 20
 
 
 class Family:
@@ -94,12 +97,14 @@ class Config:
         "freebind",
         "host_lo_to_ns_lo",
         "icmp",
+        "max_memory",
         "mode",
         "mtu",
         "ndp",
         "ns_ifname",
         "our_mac",
         "pcap_path",
+        "pcap_size",
         "quiet",
         "ra",
         "rule_caps",
@@ -134,6 +139,11 @@ class Config:
         self.debug = False
         self.quiet = False
         self.pcap_path = ""
+        #: Bytes that the capture may grow to, 0 for no limit, ``None`` for half of the space
+        #: that is free when it begins.
+        self.pcap_size: int | None = None
+        #: Bytes of memory that the process may take.
+        self.max_memory = DEFAULT_MAX_MEMORY
         #: Seconds between lines of event statistics, 0 for none.
         self.stats_interval = 0
         #: Path of the control socket, empty for none.

@@ -6,7 +6,7 @@ IP version.  :class:`Target` is what the words after the options said.
 
 from __future__ import annotations
 
-from passt.userspace.config.model import DEFAULT_MAC, DEFAULT_MTU
+from passt.userspace.config.model import DEFAULT_MAC, DEFAULT_MAX_MEMORY, DEFAULT_MTU
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ class Options:
         "map_guest_addr_v6",
         "map_host_loopback_v4",
         "map_host_loopback_v6",
+        "max_memory",
         "mode",
         "mtu",
         "netmask",
@@ -114,6 +115,7 @@ class Options:
         "outbound_v4",
         "outbound_v6",
         "pcap",
+        "pcap_size",
         "pid",
         "port_specs",
         "prefix_given",
@@ -148,6 +150,10 @@ class Options:
         self.runas: tuple[int, int] | None = None
         self.chroot_fallback = False
         self.pcap = ""
+        #: Bytes, 0 for no limit, ``None`` for what the file system suggests.
+        self.pcap_size: int | None = None
+        #: Bytes that the process may take, see passt.userspace.flow.budget.
+        self.max_memory = DEFAULT_MAX_MEMORY
         self.pid = ""
         #: Path of the control socket.
         self.conf_path = ""

@@ -79,6 +79,8 @@ def resolve(options: Options, versions: tuple[bool, bool], template: TemplateInf
     config.debug = options.debug
     config.quiet = options.quiet
     config.pcap_path = options.pcap
+    config.pcap_size = options.pcap_size
+    config.max_memory = options.max_memory
     config.stats_interval = options.stats
     config.conf_path = options.conf_path
     config.rules = options.rules

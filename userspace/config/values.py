@@ -27,6 +27,14 @@ MAX_HOSTNAME = 253
 #: Smallest log file: five entries of the longest kind, so that a cut always makes room.
 MIN_LOG_SIZE = 5 * 8192
 
+#: Least memory ceiling: what the process itself needs is less than half of it.
+MIN_MEMORY = 64 << 20
+
+#: Smallest capture: the file's header and one frame of the usual size.
+MIN_PCAP = 4096
+
+_SUFFIXES = {"K": 10, "M": 20, "G": 30}
+
 _V4_MAPPED = bytes(10) + b"\xff\xff"
 _V4_BROADCAST = b"\xff\xff\xff\xff"
 _V6_LOOPBACK = bytes(15) + b"\x01"
@@ -68,6 +76,30 @@ def mtu(text: str) -> int:
     if number > MAX_MTU:
         raise UsageError(f"MTU {text} too large (max {MAX_MTU})")
     return number
+
+
+def size(name: str, text: str, least: int) -> int:
+    """Read a number of bytes, at least ``least``, for the option ``name``.
+
+    A suffix K, M or G multiplies by 1024, its square or its cube.
+    """
+    shift = _SUFFIXES.get(text[-1:].upper(), 0)
+    number = c_number(text[:-1] if shift else text)
+    if number is None or number << shift >= 1 << 63:
+        raise UsageError(f"Invalid {name}: {text}")
+    if number << shift < least:
+        raise UsageError(f"{name} {text} too small (min {least})")
+    return number << shift
+
+
+def max_memory(text: str) -> int:
+    """Read a memory ceiling in bytes."""
+    return size("--max-memory", text, MIN_MEMORY)
+
+
+def pcap_size(text: str) -> int:
+    """Read the largest size of a capture in bytes, 0 for "no limit"."""
+    return 0 if text == "0" else size("--pcap-size", text, MIN_PCAP)
 
 
 def log_size(text: str) -> int:

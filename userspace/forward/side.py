@@ -3,13 +3,21 @@
 Before there is a loop, sockets are opened at once, and it is an error if those of a fixed
 rule cannot be had.  Later, they are opened in batches, one per round, so that a rule for
 thousands of ports does not keep traffic waiting, and errors are just reported.
+
+Automatic rules follow what the guest does, which may listen on all ports there are.  So
+listeners opened later leave half of the reserve of descriptors that is kept from flows (see
+:mod:`passt.userspace.flow.table`) to the rest of the program.
 """
 
 from __future__ import annotations
 
+import errno
+import os
+import resource
 from collections import deque
 
 from passt.kernel.errors import SetupError
+from passt.userspace.flow.table import reserve_of
 from passt.userspace.forward.binding import Binding
 from passt.userspace.forward.portset import portset
 from passt.userspace.forward.sockets import plans
@@ -55,6 +63,7 @@ class Side:
         "_busy",
         "_closing",
         "_config",
+        "_last_fd",
         "_loop",
         "_owners",
         "_queue",
@@ -83,6 +92,8 @@ class Side:
         self.report = report
         self.settled = settled
         self._loop: Loop | None = None
+        #: Highest number that the descriptor of a socket opened in the loop may have.
+        self._last_fd = 0
         #: Makes the sockets once there is a loop.
         self.opener: Opener | None = None
         self._owners: Mapping[int, Owner] = {}
@@ -142,6 +153,8 @@ class Side:
         :class:`ForwardError` if that fails as :meth:`open_now` does.
         """
         self._loop = loop
+        nofile = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._last_fd = nofile - reserve_of(nofile) // 2 - 1
         self._owners = owners
         for binding in self.bindings:
             binding.attach(owners[binding.rule.protocol])
@@ -203,7 +216,7 @@ class Side:
 
         def landed(made: Made) -> None:
             self._busy = False
-            again = binding.land(batch, made)
+            again = binding.land(batch, [self._spare(sock) for sock in made])
             if again:
                 self._queue.appendleft((binding, binding.expect(again)))
             self._told(binding)
@@ -215,6 +228,13 @@ class Side:
             self.opener.request(specs, landed)
         else:
             self._told(binding)
+
+    def _spare(self, sock: socket.socket | OSError) -> socket.socket | OSError:
+        """``sock``, or an error in its place if it is one of the last descriptors."""
+        if isinstance(sock, OSError) or sock.fileno() <= self._last_fd:
+            return sock
+        sock.close()
+        return OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     def _told(self, binding: Binding) -> None:
         """Report what came of a batch, and go on."""

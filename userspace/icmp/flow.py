@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import struct
 
+from passt.userspace.flow.expiry import Expiring
 from passt.userspace.flow.nat import text
-from passt.userspace.flow.table import Flow
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 _IDENTIFIER = struct.Struct("!H")
 
 
-class EchoFlow(Flow):
+class EchoFlow(Expiring):
     """``key`` is source, destination and identifier as in the guest's packets."""
 
     __slots__ = (
+        "answered",
         "fd",
         "guest",
         "identifier",
@@ -38,6 +39,7 @@ class EchoFlow(Flow):
     )
 
     kind = "ICMP ping sequence"
+    cost = 1280
 
     def __init__(
         self,
@@ -51,6 +53,8 @@ class EchoFlow(Flow):
     ) -> None:
         super().__init__()
         size = (len(key) - 2) >> 1
+        #: There was a reply, or an error in place of one.
+        self.answered = False
         self.owner = owner
         self.sock = sock
         self.fd = sock.fileno()
@@ -81,6 +85,14 @@ class EchoFlow(Flow):
     def ready(self, events: int) -> None:
         """Handler of the socket's events."""
         self.owner.ready(self, events)
+
+    def idle_since(self, when: float) -> bool:
+        """Whether there was no request after ``when``."""
+        return self.last <= when
+
+    def give_up(self) -> None:
+        """Make room for another sequence; the next request begins a new one."""
+        self.owner.end(self)
 
 
 class EchoFlow6(EchoFlow):

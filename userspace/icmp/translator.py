@@ -10,6 +10,8 @@ The guest's TTL or hop limit is passed on, and errors that come back reach the g
 :mod:`~passt.userspace.icmp.errors`), so *unreachable* is reported and traceroute works.
 Every reply is forwarded, duplicates included.
 
+Sequences without a reply are bounded, see :mod:`passt.userspace.flow.pending`.
+
 Other ICMP messages of the guest are ignored, and nothing outside can ping the guest.
 """
 
@@ -32,6 +34,7 @@ from passt.userspace.flow.nat import (
     is_unicast,
     text,
 )
+from passt.userspace.flow.pending import Pending
 from passt.userspace.flow.sockname import is_scoped, name, packed
 from passt.userspace.flow.unreachable import offender, refusal, router
 from passt.userspace.icmp.errors import echo_error
@@ -49,6 +52,12 @@ if TYPE_CHECKING:
 
 #: Seconds without a request after which a flow ends.
 TIMEOUT = 60
+
+#: Sequences without a reply.
+UNANSWERED = 1024
+
+#: Group of flows in the flow table.
+FROM_GUEST = "ping sequences of the guest"
 
 #: Replies and errors taken per event.
 MAX_REPLIES = 16
@@ -92,6 +101,7 @@ class Icmp:
         self._table = table
         self._flows: dict[bytes, EchoFlow] = {}
         self._expiry = Expiry(loop, self._review)
+        self._unanswered = Pending(loop, min(UNANSWERED, table.limit // 4))
         self._errors = ErrorQueue()
         self._buffer = memoryview(bytearray(65536))
 
@@ -137,14 +147,18 @@ class Icmp:
         peer = self._nat.outbound(seen)
         if peer == unspecified:
             return None
+        if not self._unanswered.admits(guest, seen):
+            log.limited("icmp-unanswered", log.WARNING, "Too many %s without answer", FROM_GUEST)
+            return None
+        if not self._table.admits(EchoFlow, FROM_GUEST, guest):
+            return None
         sock = self._open(peer)
         if sock is None:
             return None
         scope = self._config.v6.ifindex if is_scoped(peer) else 0
         make = EchoFlow if size == 4 else EchoFlow6
         flow = make(self, sock, key, peer, name(peer, 0, scope), multicast=is_multicast(seen))
-        if not self._table.add(flow):
-            log.limited("icmp-table", log.ERR, "Flow table full, dropping new %s", flow)
+        if not self._table.add(flow, FROM_GUEST, guest, flow.fd):
             sock.close()
             return None
         try:
@@ -155,6 +169,7 @@ class Icmp:
             sock.close()
             return None
         self._flows[key] = flow
+        self._unanswered.add(flow, guest, seen)
         self._expiry.add(flow, self._loop.now + TIMEOUT)
         if log.debug_on:
             log.debug(f"{flow}: new")
@@ -248,6 +263,7 @@ class Icmp:
                 log.debug(f"{flow}: receive: {error.strerror}")
             return
         flow.phantom_errors = 0
+        flow.answered = True
         message = self._buffer[:length]
         kind, _, _, sequence = icmp.parse(message, 0, length)
         if kind != (icmp.ECHO_REPLY if flow.v4 else icmp.ECHO_REPLY6):
@@ -343,6 +359,7 @@ class Icmp:
             log.debug(f"{flow}: end")
         del self._flows[flow.key]
         self._table.remove(flow)
+        self._expiry.forget(flow)
         self._loop.close(flow.sock, flow.fd)
 
     def _review(self, flow: EchoFlow) -> float:

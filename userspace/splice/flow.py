@@ -14,7 +14,9 @@ where none is to be had, data is copied.
 
 What the destination does not take stays in the pipe, or is kept aside as ``held`` (at most
 a buffer's worth); then the source is not read until that is gone.  That is all the
-back-pressure there is: the source's receive queue fills and the kernel closes its window.
+back-pressure there is: the source's receive queue fills and the kernel closes its window.  What
+is kept aside counts (:mod:`passt.userspace.flow.budget`), and when there is too much of it the
+buffer is used in small parts, so that each connection adds next to nothing.
 
 **Events** are level-triggered, so reading may stop at any time and nothing is missed:
 
@@ -68,18 +70,34 @@ _READABLE = EPOLLIN | EPOLLRDHUP
 _MSG_MORE = int(socket.MSG_MORE)
 _RARE = EPOLLOUT | EPOLLERR | EPOLLHUP
 
-_buffer = memoryview(bytearray(BUFFER_SIZE))
+#: Bytes read at a time when memory is short.
+SMALL_SIZE = 1 << 10
+
+_whole = memoryview(bytearray(BUFFER_SIZE))
+#: The part of it that is in use.
+_buffer = _whole
 
 
 class Splicing:
     """What all spliced connections share: the loop, the flow table, pipes."""
 
-    __slots__ = ("loop", "pipes", "table")
+    __slots__ = ("budget", "loop", "pipes", "table")
 
     def __init__(self, loop: Loop, table: FlowTable, pipes: PipePool) -> None:
         self.loop = loop
         self.table = table
         self.pipes = pipes
+        self.budget = table.budget
+
+    def hold(self, size: int) -> None:
+        """``size`` more bytes are kept aside, or −``size`` fewer."""
+        self.budget.hold(size)
+        self.fit_buffer()
+
+    def fit_buffer(self) -> None:
+        """Use as much of the buffer as memory allows to keep aside."""
+        global _buffer
+        _buffer = _whole[:SMALL_SIZE] if self.budget.tight else _whole
 
 
 class SplicedTcp(Flow):
@@ -88,6 +106,8 @@ class SplicedTcp(Flow):
     __slots__ = ("_endpoints", "client", "connecting", "server", "shared")
 
     kind = "TCP connection (spliced)"
+    cost = 4096
+    sockets = 2
 
     def __init__(
         self,
@@ -119,6 +139,7 @@ class SplicedTcp(Flow):
     def start(self, *, connected: bool) -> None:
         """Begin, with a server that is ``connected``, or connecting.  OSError if that fails."""
         client, server = self.client, self.server
+        self.shared.fit_buffer()
         add = self.shared.loop.add
         if connected:
             self.connecting = False
@@ -136,7 +157,7 @@ class SplicedTcp(Flow):
         add(client.fd, client.mask, client.on_event)
         add(server.fd, server.mask, server.on_event)
 
-    def answered(self, events: int) -> None:
+    def server_reacted(self, events: int) -> None:
         """Something else than an error has come of connecting to the server."""
         if events & EPOLLHUP:
             self.reset("hang-up while connecting")
@@ -194,6 +215,8 @@ class SplicedTcp(Flow):
             if end.pipe is not None:
                 # What is in it must not come out in another connection.
                 shared.pipes.discard(end.pipe)
+            if end.held is not None:
+                end.release()
             shared.loop.close(end.sock, end.fd)
             # Without these references nothing has to wait for the garbage collector.
             del end.flow, end.other
@@ -218,6 +241,7 @@ class End:
         "pending",
         "pipe",
         "sock",
+        "weight",
     )
 
     #: The other socket of the connection.
@@ -236,6 +260,8 @@ class End:
         self.pipe: Pipe | None = None
         self.pending = 0
         self.held: memoryview | None = None
+        #: Bytes of memory that ``held`` takes.
+        self.weight = 0
         #: Nothing more will be read; and the other end has been told.
         self.eof = False
         self.done = False
@@ -253,7 +279,7 @@ class End:
                 flow.failed(self)
                 return
             if flow.connecting:
-                flow.answered(events)
+                flow.server_reacted(events)
                 return
             other = self.other
             if other.pipe is not None or other.held is not None:
@@ -306,8 +332,11 @@ class End:
             sent = 0
         if sent < count:
             self.held = memoryview(bytes(_buffer[sent:count]))
+            # All of it stays in memory to the end, however little is left.
+            self.weight = count - sent
+            self.flow.shared.hold(self.weight)
             return False
-        if count == BUFFER_SIZE:
+        if count == len(_buffer):
             self.bulk = True
             return True
         # All there was is gone; if the peer has finished, what comes next is the end of file.
@@ -363,8 +392,13 @@ class End:
         if sent < len(held):
             self.held = held[sent:]
             return False
-        self.held = None
+        self.release()
         return True
+
+    def release(self) -> None:
+        """Forget what was kept aside."""
+        self.held = None
+        self.flow.shared.hold(-self.weight)
 
     def _finish(self) -> None:
         """The end of file is all that is left to be passed on."""

@@ -48,6 +48,12 @@ if TYPE_CHECKING:
 #: First byte of struct tcp_info: the state (tcp(7), linux/tcp.h, net/tcp_states.h).
 _ESTABLISHED = b"\1"
 
+#: Groups of flows in the flow table, by pif.
+_GROUPS = {
+    HOST: "spliced TCP connections to the namespace",
+    SPLICE: "spliced TCP connections of the namespace",
+}
+
 
 class SpliceTcp:
     """Takes accepted connections, and connects them to the other side."""
@@ -109,6 +115,10 @@ class SpliceTcp:
             refuse(sock)
             return True
         target_port = rule.to + port - rule.first
+        group = _GROUPS[pif]
+        if not self._table.admits(SplicedTcp, group, source):
+            refuse(sock)
+            return False
         try:
             server = self._server_socket(target, pif)
         except OSError as error:
@@ -118,7 +128,7 @@ class SpliceTcp:
             return True
         endpoints = pif, source, source_port, target, target_port
         flow = SplicedTcp(self._shared, sock, server, endpoints)
-        if not self._table.add(flow):
+        if not self._table.add(flow, group, source, max(flow.client.fd, flow.server.fd)):
             refuse(sock)
             server.close()
             return False

@@ -4,9 +4,12 @@ A connection that may bypass the link is handed to :mod:`passt.userspace.splice`
 is offered to the guest by :meth:`passt.userspace.tcp.tcp.Tcp.accepted`, if there is a link.
 On an idle loop one is accepted per wake-up: a second attempt that finds nothing costs more than
 another round, which comes by itself while there are more.  Where a round serves many descriptors
-that next round is far away, so as many connections are accepted, within bounds.  A listener that
-meets a full flow table, or finds no descriptors left, rests for a moment: the event is
-level-triggered and would come at once.
+that next round is far away, so as many connections are accepted, within bounds.
+
+A listener whose connection finds no place, or no descriptor, rests for a moment: the event is
+level-triggered and would come at once.  Meanwhile the kernel's queue holds what comes, and beyond
+that its SYN cookies do.  After a refusal the rest is short, since others who wait behind may well
+find a place.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from passt.userspace.flow.accept import accept
 from passt.userspace.flow.rules import HOST, PIF_NAMES
 from passt.userspace.loop import EPOLLIN
 from passt.userspace.splice.pool import TCP_OPTIONS, inherits
-from passt.userspace.tcp.const import ACCEPT_PAUSE, LISTEN_BACKLOG
+from passt.userspace.tcp.const import ACCEPT_PAUSE, LISTEN_BACKLOG, REFUSAL_PAUSE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -76,7 +79,7 @@ class Acceptors:
     def accepted(
         self, sock: socket.socket, peer: tuple[bytes, int], rule: Rule, port: int, pif: int
     ) -> bool:
-        """Pass a new connection on; False if the flow table is full."""
+        """Pass a new connection on; False if no more can be served now."""
         if self._splice is not None and self._splice.takes(rule, peer[0], pif):
             return self._splice.accepted(sock, peer, rule, port, pif)
         if self._tcp is not None:
@@ -129,21 +132,20 @@ class Acceptor:
                 if error.errno in _PASSING:
                     continue
                 log.limited("tcp-accept-error", log.WARNING, "TCP accept: %s", error.strerror)
-                self._pause()
+                self._pause(ACCEPT_PAUSE)
                 return
             if not self._owner.accepted(sock, (address, port), self._rule, self._port, self._pif):
-                log.limited("tcp-full", log.ERR, "Flow table full, TCP connection dropped")
-                self._pause()
+                self._pause(REFUSAL_PAUSE)
                 return
 
-    def _pause(self) -> None:
+    def _pause(self, seconds: float) -> None:
         """Rest: what is missing now will not be there at once."""
         self._owner.loop.remove(self._sock.fileno())
-        self._rest()
+        self._rest(seconds)
 
-    def _rest(self) -> None:
+    def _rest(self, seconds: float) -> None:
         loop = self._owner.loop
-        self._timer = loop.call_at(loop.now + ACCEPT_PAUSE, self._rested)
+        self._timer = loop.call_at(loop.now + seconds, self._rested)
 
     def _rested(self) -> None:
         """Try again after a pause."""
@@ -152,7 +154,7 @@ class Acceptor:
             self.resume()
         except OSError as error:
             log.limited("tcp-resume", log.WARNING, "TCP listener: %s", error.strerror)
-            self._rest()
+            self._rest(ACCEPT_PAUSE)
 
 
 def refuse(sock: socket.socket) -> None:

@@ -57,6 +57,7 @@ class FlowBase(Flow):
         "ack_now",
         "ack_wait",
         "active",
+        "answered",
         "ctx",
         "cwnd",
         "drain",
@@ -116,6 +117,7 @@ class FlowBase(Flow):
     )
 
     kind = "TCP connection"
+    cost = 2560
 
     def __init__(
         self,
@@ -142,6 +144,8 @@ class FlowBase(Flow):
         #: True if accepted on the host, False if the guest connects.
         self.inbound = inbound
         self.state = CONNECTING
+        #: It was established once.
+        self.answered = False
         self.template: Template = ctx.template(self)
 
         # Towards the guest.
@@ -242,6 +246,11 @@ class FlowBase(Flow):
         guest = endpoint(self.guest_addr, self.guest_port)
         pair = f"HOST {ours} => TAP {guest}" if self.inbound else f"TAP {guest} => HOST {ours}"
         return f"{pair} {STATE_NAMES[self.state]}"
+
+    def holds(self) -> int:
+        """Bytes of payload kept in user space, with what it takes to keep them."""
+        pieces = self.out_of_order
+        return len(self.tail) + (pieces.cost if pieces is not None else 0)
 
     # Timers.
 
@@ -348,6 +357,17 @@ class FlowBase(Flow):
             # Already disconnected: close() has nothing left to say to the peer.
             pass
         self.close(reason)
+
+    def give_up(self) -> None:
+        """Make room for another flow, during the handshake.
+
+        The guest is not told if it is the one who connects: to it a SYN was lost, and it will
+        try again.  If it has been answered already, what it sends next is answered by a reset.
+        """
+        if self.inbound:
+            self.reset("not answered, and others want its place")
+        else:
+            self.abort("not answered, and others want its place")
 
     def close(self, reason: str) -> None:
         """Leave lookup, epoll and timers; the socket is closed at the end of the round."""

@@ -62,12 +62,12 @@ UPLOAD_COUNT_INTERVAL = 1.0
 #: Superframes sent to the guest per flow and wake-up.
 PUMP_FRAMES = 16
 
-#: Bytes kept beyond gaps over all flows; each flow's are bounded by its window.
-MAX_HELD_BYTES = 64 << 20
-
 LISTEN_BACKLOG = 128
-#: A listener that cannot be served (table or descriptors full) rests this long.
+#: Accepted connections that the guest has not answered.
+OFFERS = 1024
+#: A listener rests this long if it cannot accept (no descriptors), and after it had to refuse.
 ACCEPT_PAUSE = 0.1
+REFUSAL_PAUSE = 0.001
 
 #: What a flow's socket is watched for, all the time.
 FLOW_EVENTS = EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDHUP | EPOLLET

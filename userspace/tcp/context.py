@@ -8,11 +8,14 @@ import socket
 from passt.syscalls import tcpinfo
 from passt.syscalls.sockopt import probe_large_sndbuf, probe_peek_off
 from passt.userspace import log
+from passt.userspace.flow.pending import Pending
+from passt.userspace.tcp.connects import Connects
 from passt.userspace.tcp.const import (
     LAZY_DISCARD,
     LAZY_DISCARD_RCVBUF,
     MAX_RETRIES,
     MAX_WINDOW,
+    OFFERS,
     TAP_QUEUE_FRAMES,
     UPLOAD_COUNT_INTERVAL,
 )
@@ -30,6 +33,10 @@ if TYPE_CHECKING:
     from passt.userspace.loop import Loop
     from passt.userspace.tcp.base import FlowBase
     from passt.userspace.tcp.flow import TcpFlow
+
+#: Groups of flows in the flow table, by who begins them.
+FROM_GUEST = "TCP connections of the guest"
+FROM_HOST = "TCP connections to the guest"
 
 #: TCP maximum segment sizes above a page are announced as a multiple of it.
 _PAGE = 4096
@@ -91,8 +98,11 @@ class Context:
         self.touched: list[FlowBase] = []
         #: Target of discards; the kernel never writes to it, so it takes no memory.
         self.void = memoryview(mmap.mmap(-1, MAX_WINDOW + 65536))
-        #: Out-of-order bytes kept over all flows.
-        self.held = 0
+        #: What may be held for flows, in bytes.
+        self.budget = table.budget
+        #: Connections that the guest is opening, and those offered to it.
+        self.connects = Connects(loop, table.limit)
+        self.offers = Pending(loop, min(OFFERS, table.limit // 4))
         #: How many flows the guest sends bulk data on: they share its transmit queue.
         self.uploads = 1
         #: Those among them since the last count.
@@ -148,7 +158,9 @@ class Context:
         return mss
 
     def upload_share(self, mss: int) -> int:
-        """Bytes that one flow may have in the guest's transmit queue."""
+        """Bytes that one flow may have in the guest's transmit queue, and then all at once here."""
+        if self.budget.tight:
+            return mss
         return max(2 * mss, TAP_QUEUE_FRAMES * mss // self.uploads)
 
     def uploads_on(self, flow: FlowBase) -> None:
@@ -170,7 +182,10 @@ class Context:
 
     def add(self, flow: TcpFlow) -> bool:
         """Enter ``flow`` into table and lookup; False if the table is full."""
-        if not self.table.add(flow):
+        group, source = (
+            (FROM_HOST, flow.our_addr) if flow.inbound else (FROM_GUEST, flow.guest_addr)
+        )
+        if not self.table.add(flow, group, source, flow.fd):
             return False
         flows = self.flows4 if len(flow.our_addr) == 4 else self.flows6
         flows[flow.key] = flow
@@ -184,8 +199,7 @@ class Context:
         flows = self.flows4 if len(flow.our_addr) == 4 else self.flows6
         if flows.get(flow.key) is flow:
             del flows[flow.key]
-        if flow.out_of_order is not None:
-            self.held -= flow.out_of_order.size
+        self.budget.hold(-flow.holds())
         self.uploading.discard(flow)
         self.table.remove(flow)
 

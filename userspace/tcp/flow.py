@@ -135,6 +135,7 @@ class TcpFlow(FromGuest):
     def establish(self) -> None:
         """The handshake with the guest is complete."""
         self.state = ESTABLISHED
+        self.answered = True
         self.syn_retried = self.retries > 0
         self.retries = 0
         self.rto = RTO_AFTER_SYN_RETRY if self.syn_retried else INITIAL_RTO

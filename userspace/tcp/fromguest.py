@@ -5,7 +5,9 @@ the room in the socket (:mod:`passt.userspace.tcp.window`) and a share of the gu
 transmit queue, whose overflow is a loss like any other.  Its right edge never moves left.
 In-order data that the socket refuses nevertheless goes to ``tail`` and is sent when the
 socket becomes writable; nothing in order is dropped.  Segments beyond a gap are kept within
-the window and answered with a duplicate ACK that names them (RFC 5681, RFC 2018).
+the window and answered with a duplicate ACK that names them (RFC 5681, RFC 2018).  Both count
+(:mod:`passt.userspace.flow.budget`): when memory is short windows shrink to a segment, and when
+none is left data are dropped without acknowledgement.
 
 **Which number is acknowledged.**  Towards the guest we should look like the real path, so
 the wanted number is what the *peer* acknowledged (``tcpi_bytes_acked``).  For a peer on this
@@ -30,12 +32,11 @@ from passt.userspace.tcp.const import (
     FLOW_EVENTS,
     INITIAL_WINDOW,
     LOW_RTT_US,
-    MAX_HELD_BYTES,
     MAX_WINDOW,
     RECHECK_MAX,
     RECHECK_MIN,
 )
-from passt.userspace.tcp.reassembly import Reassembly
+from passt.userspace.tcp.reassembly import RANGE_COST, Reassembly
 from passt.userspace.tcp.toguest import ToGuest
 from passt.userspace.tcp.window import room, usable
 from passt.userspace.wire.tcp_options import MAX_SACK_BLOCKS, sack_option
@@ -81,7 +82,7 @@ class FromGuest(ToGuest):
             return
         if size:
             if self.tail:
-                self.tail += buf[start:end]
+                sent = 0
             else:
                 try:
                     sent = self.sock.send(buf[start:end], _NOSIGNAL)
@@ -90,8 +91,11 @@ class FromGuest(ToGuest):
                 except OSError as error:
                     self.reset(f"send: {error.strerror}")
                     return
-                if sent < size:
-                    self.tail += buf[start + sent : end]
+            if sent < size and not self._keep(buf[start + sent : end]):
+                # No memory for the rest: the guest has to send it again.
+                size = sent
+                fin = 0
+                self.ack_now = True
             self.rcv_nxt = nxt + size
             self.unacked += size
         if fin:
@@ -101,20 +105,32 @@ class FromGuest(ToGuest):
         if self.rcv_nxt == self.fin_at:
             self._finish()
 
+    def _keep(self, data: memoryview) -> bool:
+        """Add ``data``, which are in order, to the tail, if there is memory for them."""
+        budget = self.ctx.budget
+        if not budget.allows(len(data), self.holds()):
+            return False
+        budget.hold(len(data))
+        self.tail += data
+        return True
+
     def _gap(self, buf: memoryview, seq: int, start: int, end: int, fin: int) -> None:
         """Keep a segment that lies beyond a gap, and ask for what is missing."""
         self.ack_now = True
         self.touch()
         size = end - start
-        ctx = self.ctx
+        budget = self.ctx.budget
         if seq + size > self.rcv_edge:
             return
         if fin and self.fin_at < 0:
             self.fin_at = seq + size
-        if size and ctx.held + size <= MAX_HELD_BYTES:
-            if self.out_of_order is None:
-                self.out_of_order = Reassembly()
-            ctx.held += self.out_of_order.insert(seq, buf[start:end])
+        if size and budget.allows(size + RANGE_COST, self.holds()):
+            pieces = self.out_of_order
+            if pieces is None:
+                pieces = self.out_of_order = Reassembly()
+            before = pieces.cost
+            pieces.insert(seq, buf[start:end])
+            budget.hold(pieces.cost - before)
         # One duplicate per segment is what lets the guest count three of them.
         if self.ack_all:
             self.ack = self.rcv_nxt - len(self.tail)
@@ -123,12 +139,16 @@ class FromGuest(ToGuest):
 
     def _fill(self) -> None:
         """Move what is in order now to the tail, and from there to the socket."""
-        if self.out_of_order is None:
+        pieces = self.out_of_order
+        if pieces is None:
             return
-        found, let_go = self.out_of_order.take(self.rcv_nxt)
-        self.ctx.held -= let_go
+        before = pieces.cost
+        found, _ = pieces.take(self.rcv_nxt)
+        self.ctx.budget.hold(pieces.cost - before)
         self.ack_now = True
         if found is not None:
+            # No more than has just been let go.
+            self.ctx.budget.hold(len(found))
             self.tail += found
             self.rcv_nxt += len(found)
             self.flush_tail()
@@ -148,6 +168,7 @@ class FromGuest(ToGuest):
                 self.reset(f"send: {error.strerror}")
                 return
             del tail[:sent]
+            self.ctx.budget.hold(-sent)
         if not tail and self.rcv_nxt == self.fin_at:
             self._finish()
 

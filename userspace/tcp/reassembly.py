@@ -4,14 +4,21 @@ What arrived is held as ranges: ascending, disjoint, with a gap between any two.
 that touches a range extends it, so an ordinary loss, a hole with a growing run behind it,
 costs one range and one copy of the data.  Of bytes that arrive twice the first are kept.
 
+Memory is bounded by who calls, see :mod:`passt.userspace.flow.budget`: :attr:`Reassembly.cost`
+counts ranges as well as bytes, as a guest that sends every other byte has us keep a hundred times
+as much.
+
 Sequence numbers are unwrapped.
 """
 
 from __future__ import annotations
 
-#: Ranges kept per flow.  Beyond that a segment that touches none is dropped: there is no more
-#: memory per byte than this for a guest that sends every other byte.
+#: Ranges kept per flow, as they are searched one by one.  Beyond that a segment that touches
+#: none is dropped.
 MAX_RANGES = 512
+
+#: Bytes that a range takes besides its data: its object, buffer, numbers, and place in the list.
+RANGE_COST = 208
 
 
 class _Range:
@@ -37,6 +44,11 @@ class Reassembly:
 
     def __bool__(self) -> bool:
         return bool(self._ranges)
+
+    @property
+    def cost(self) -> int:
+        """Bytes of memory in use."""
+        return self.size + RANGE_COST * len(self._ranges)
 
     def insert(self, seq: int, data: memoryview) -> int:
         """Keep ``data``, which starts at ``seq``; returns the number of bytes that were new."""

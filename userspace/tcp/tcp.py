@@ -26,7 +26,7 @@ from passt.userspace.tcp.const import (
     SCAN_BATCH,
     SYN,
 )
-from passt.userspace.tcp.context import Context
+from passt.userspace.tcp.context import FROM_GUEST, Context
 from passt.userspace.tcp.flow import TcpFlow
 from passt.userspace.wire import drops, ipv4, ipv6, tcp
 from passt.userspace.wire.checksum import pseudo_sum
@@ -108,6 +108,12 @@ class Tcp:
                 addresses.endpoint(src, sport), addresses.endpoint(dst, dport),
             )  # fmt: skip
             return
+        pending = ctx.connects.admits(key, src, dst)
+        if pending is None:
+            log.limited("tcp-pending", log.WARNING, "Too many TCP connections without answer")
+            return
+        if not ctx.table.admits(TcpFlow, FROM_GUEST, src):
+            return
         host = ctx.nat.outbound(dst)
         family = socket.AF_INET if len(host) == 4 else socket.AF_INET6
         try:
@@ -123,8 +129,8 @@ class Tcp:
         flow.ack_base = seq
         if not ctx.add(flow):
             sock.close()
-            log.limited("tcp-full", log.ERR, "Flow table full, TCP connection dropped")
             return
+        pending.add(flow, src, dst)
         number = self._open(sock, host, dport)
         if number in (0, errno.EINPROGRESS):
             try:
@@ -201,7 +207,7 @@ class Tcp:
     # From the host.
 
     def accepted(self, sock: socket.socket, peer: tuple[bytes, int], rule: Rule, port: int) -> bool:
-        """Offer a connection from ``peer`` to the guest; False if the flow table is full."""
+        """Offer a connection from ``peer`` to the guest; False if no more can be served now."""
         ctx = self.ctx
         source, source_port = peer
         target = rule.target
@@ -216,6 +222,12 @@ class Tcp:
             )  # fmt: skip
             refuse(sock)
             return True
+        if not ctx.offers.admits(source):
+            log.limited("tcp-offers", log.WARNING, "Too many TCP connections that the guest has "
+                        "not answered, refusing that from %s",
+                        addresses.endpoint(source, source_port))  # fmt: skip
+            refuse(sock)
+            return False
         key = target + seen + _PORTS.pack(guest_port, source_port)
         if key in (ctx.flows4 if len(seen) == 4 else ctx.flows6):
             # Two host addresses that look the same to the guest, from the same port.
@@ -227,6 +239,7 @@ class Tcp:
         if not ctx.add(flow):
             refuse(sock)
             return False
+        ctx.offers.add(flow, source)
         try:
             prepare(sock)
             ctx.loop.add(flow.fd, FLOW_EVENTS, flow.on_event)

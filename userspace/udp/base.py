@@ -9,6 +9,10 @@ told.  The time-outs are those of the host's connection tracking (``nf_conntrack
 one for flows that look like a stream, the short one for a query and its answer.  ICMP errors
 neither end nor refresh a flow.
 
+**Floods.**  Flows that nobody has answered are bounded, per side that began them, see
+:mod:`passt.userspace.flow.pending`.  So a scan of ports costs at most :data:`UNANSWERED`
+sockets at a time, and as many attempts per second.
+
 **Shared sockets.**  A flow that came from the host needs a socket on the port it came to,
 which the listening socket has, but which may be privileged, and our privileges are gone.
 Such a flow is served through the listening socket instead.
@@ -34,6 +38,7 @@ from passt.userspace.flow.nat import (
     is_unicast,
     is_unspecified,
 )
+from passt.userspace.flow.pending import Pending
 from passt.userspace.flow.rules import HOST, SPLICE
 from passt.userspace.flow.sockname import is_scoped, name, packed
 from passt.userspace.loop import EPOLLIN
@@ -48,7 +53,7 @@ if TYPE_CHECKING:
     from passt.userspace.config.model import Config
     from passt.userspace.flow.nat import Nat
     from passt.userspace.flow.rules import Rule
-    from passt.userspace.flow.table import Flow, FlowTable
+    from passt.userspace.flow.table import FlowTable
     from passt.userspace.link.base import Link
     from passt.userspace.loop import Loop
     from passt.userspace.udp.side import Receiver
@@ -57,6 +62,14 @@ if TYPE_CHECKING:
 _CONNTRACK = "/proc/sys/net/netfilter/nf_conntrack_udp_timeout"
 _SHORT_TIMEOUT = 30
 _STREAM_TIMEOUT = 120
+
+
+#: Flows without answer, by side that they come from.
+UNANSWERED = 4096
+
+#: Groups of flows in the flow table.
+FROM_GUEST = "UDP flows of the guest"
+FROM_HOST = "UDP flows to the guest"
 
 
 def read_timeouts() -> tuple[int, int]:
@@ -93,6 +106,8 @@ class UdpBase:
         #: the key of the datagrams that are to arrive there.
         self._fresh: list[tuple[Receiver, Side, bytes]] = []
         self._expiry = Expiry(loop, self._review)
+        limit = min(UNANSWERED, table.limit // 4)
+        self._unanswered = {side: Pending(loop, limit) for side in ("TAP", "HOST", "SPLICE")}
         self.timeout_short, self.timeout_stream = read_timeouts()
         if log.debug_on:
             log.debug(f"UDP timeouts: {self.timeout_short}s, {self.timeout_stream}s for streams")
@@ -177,6 +192,8 @@ class UdpBase:
                 Pair(key),
             )
             return None
+        if not self._admits(FROM_GUEST, "TAP", guest, seen):
+            return None
         nat = self._nat
         peer = nat.outbound(seen)
         local = nat.outbound_source(peer) or (UNSPECIFIED4 if len(peer) == 4 else UNSPECIFIED6)
@@ -195,6 +212,7 @@ class UdpBase:
                 )
             except OSError as error:
                 open_failed(error, "TAP", key)
+                self._unanswered["TAP"].add(None, guest, seen)
                 return None
             try:
                 sock.connect(name(peer, seen_port, scope if is_scoped(peer) else 0))
@@ -202,6 +220,7 @@ class UdpBase:
             except OSError as error:
                 sock.close()
                 connect_failed(error, "TAP", key)
+                self._unanswered["TAP"].add(None, guest, seen)
                 self._refused(key, error, payload)
                 return None
             if own[1] != seen_port or packed(own) != peer or not port:
@@ -213,7 +232,10 @@ class UdpBase:
         host_key = peer + packed(own) + PORTS.pack(seen_port, own[1])
         flow = UdpFlow(self, sock, key, host_key, from_guest=True)
         flow.multicast = is_multicast(peer) or peer == BROADCAST4
-        return self._adopt(flow)
+        if self._adopt(flow, FROM_GUEST, guest) is None:
+            return None
+        self._unanswered["TAP"].add(flow, guest, seen)
+        return flow
 
     def from_socket(
         self, side: Side, key: bytes, ifindex: int, peer_scope: int, via: Listener | None
@@ -244,6 +266,8 @@ class UdpBase:
         if seen is None or target is None:
             _discard(side, key)
             return None
+        if not self._admits(FROM_HOST, side.name, peer):
+            return None
         guest_key = target + seen + PORTS.pack(rule.target_port(port), peer_port)
         device = rule.ifname or self._reply_device(peer, local)
         sock = self._near_socket(key, ifindex, peer_scope, via, device)
@@ -252,7 +276,17 @@ class UdpBase:
         flow = UdpFlow(self, sock, guest_key, key, from_guest=False)
         if sock is via.sock:
             share(flow, via, key, peer_scope)
-        return self._adopt(flow)
+        if self._adopt(flow, FROM_HOST, peer) is None:
+            return None
+        self._unanswered[side.name].add(flow, peer)
+        return flow
+
+    def _admits(self, group: str, side: str, source: bytes, *parties: bytes) -> bool:
+        """Whether there may be another flow from ``source`` on ``side``, see the flow table."""
+        if not self._unanswered[side].admits(source, *parties):
+            log.limited("udp-unanswered", log.WARNING, "Too many %s without answer", group)
+            return False
+        return self._table.admits(UdpFlow, group, source)
 
     def _near_socket(
         self, key: bytes, ifindex: int, peer_scope: int, via: Listener, device: str
@@ -297,11 +331,10 @@ class UdpBase:
         """Device for answers to ``peer``, none if that is this very host."""
         return "" if is_loopback(local) or peer == local else self._nat.bind_device(peer)
 
-    def _adopt(self, flow: UdpFlow) -> UdpFlow | None:
+    def _adopt(self, flow: UdpFlow, group: str, source: bytes) -> UdpFlow | None:
         """Enter a flow everywhere; ``None``, with its socket closed, if that is impossible."""
         table = self._table
-        if not table.add(flow):
-            table_full(flow)
+        if not table.add(flow, group, source, flow.fd if flow.via is None else -1):
             if flow.via is None:
                 flow.sock.close()
             return None
@@ -346,6 +379,7 @@ class UdpBase:
         if self._host.flows.get(flow.host_key) is flow:
             del self._host.flows[flow.host_key]
         self._table.remove(flow)
+        self._expiry.forget(flow)
         flow.parts.clear()
         flow.room = 0
         if flow.via is None:
@@ -384,10 +418,6 @@ def connect_failed(error: OSError, side: str, key: bytes) -> None:
         side,
         Pair(key),
     )
-
-
-def table_full(flow: Flow) -> None:
-    log.limited("udp-table", log.ERR, "Flow table full, dropping new %s", flow)
 
 
 def _discard(side: Side, key: bytes) -> None:

@@ -20,8 +20,8 @@ from __future__ import annotations
 
 import struct
 
+from passt.userspace.flow.expiry import Expiring
 from passt.userspace.flow.nat import endpoint
-from passt.userspace.flow.table import Flow
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Pair:
         return pair(self._key)
 
 
-class UdpFlow(Flow):
+class UdpFlow(Expiring):
     """One pseudo-connection.
 
     ``sock`` is the flow's own connected socket, or, with ``via``, that of the listening socket
@@ -99,6 +99,7 @@ class UdpFlow(Flow):
     )
 
     kind = "UDP flow"
+    cost = 1792
 
     def __init__(
         self,
@@ -179,6 +180,21 @@ class UdpFlow(Flow):
 
     def end(self) -> None:
         """Remove the flow everywhere."""
+        self.owner.end(self)
+
+    # Before somebody answers.
+
+    @property
+    def answered(self) -> bool:  # type: ignore[override]
+        """The side that did not begin has sent something."""
+        return (self.host_active if self.from_guest else self.guest_active) > 0
+
+    def idle_since(self, when: float) -> bool:
+        """Whether neither side has sent anything after ``when``."""
+        return self.last <= when
+
+    def give_up(self) -> None:
+        """Make room for another flow; what is sent next begins a new one."""
         self.owner.end(self)
 
 

@@ -36,6 +36,7 @@ Source: pasta(1), "Handling of local traffic in pasta"; udp(7).
 from __future__ import annotations
 
 import errno
+import os
 import socket
 
 from passt.syscalls.cmsg import gro_size
@@ -49,11 +50,11 @@ from passt.userspace.flow.nat import (
     is_loopback,
     is_multicast,
 )
-from passt.userspace.flow.rules import SPLICE
+from passt.userspace.flow.rules import HOST, SPLICE
 from passt.userspace.flow.sockname import is_scoped, name, packed
 from passt.userspace.loop import EPOLLERR, EPOLLIN
 from passt.userspace.splice.pool import SocketPool
-from passt.userspace.udp.base import connect_failed, open_failed, table_full
+from passt.userspace.udp.base import connect_failed, open_failed
 from passt.userspace.udp.flow import PORTS, Pair, split
 from passt.userspace.udp.frames import MAX_PAYLOAD4
 from passt.userspace.udp.fromguest import FromGuest
@@ -80,6 +81,12 @@ _MIN_TRAIN = 3
 
 #: So many at once are a stream.
 _MANY = 8
+
+#: Groups of flows in the flow table, by pif.
+_GROUPS = {
+    HOST: "spliced UDP flows to the namespace",
+    SPLICE: "spliced UDP flows of the namespace",
+}
 
 
 class Splice(FromGuest):
@@ -132,10 +139,13 @@ class Splice(FromGuest):
                 "udp-splice", log.ERR, "No rules to forward %s UDP %s", side.name, Pair(key)
             )
             return None
-        flow = SplicedFlow(self, side, key)
-        if not self._table.add(flow):
-            table_full(flow)
+        group = _GROUPS[side.pif]
+        if not self._admits(group, side.name, peer):
             return None
+        flow = SplicedFlow(self, side, key)
+        if not self._table.add(flow, group, peer):
+            return None
+        self._unanswered[side.name].add(flow, peer)
         far = flow.far = self._far_half(flow, target, rule.target_port(port))
         if far is None:
             self.end_spliced(flow)
@@ -146,6 +156,10 @@ class Splice(FromGuest):
             self.end_spliced(flow)
             return None
         near = flow.near = Half(flow, side, sock, key)
+        if max(near.fd, far.fd) > self._table.last_fd:
+            open_failed(OSError(errno.EMFILE, os.strerror(errno.EMFILE)), side.name, key)
+            self.end_spliced(flow)
+            return None
         if sock is via.sock:
             share(near, via, key, peer_scope)
         near.pair(far, self._batch.slots[0], self._loop)
@@ -346,6 +360,7 @@ class Splice(FromGuest):
         if log.debug_on:
             log.debug(f"{flow}: end")
         self._table.remove(flow)
+        self._spliced_expiry.forget(flow)
         for half in (flow.near, flow.far):
             if half is None:
                 continue

@@ -15,9 +15,9 @@ The key of a half is that of the datagrams which arrive there: see
 
 from __future__ import annotations
 
+from passt.userspace.flow.expiry import Expiring
 from passt.userspace.flow.nat import endpoint
 from passt.userspace.flow.rules import PIF_NAMES
-from passt.userspace.flow.table import Flow
 from passt.userspace.loop import EPOLLIN
 from passt.userspace.udp.flow import pair, split
 from passt.userspace.udp.output import send
@@ -147,12 +147,14 @@ class Half:
         return str(self.flow)
 
 
-class SplicedFlow(Flow):
+class SplicedFlow(Expiring):
     """One pseudo-connection between two sockets, begun on ``side`` by a datagram of ``key``."""
 
     __slots__ = ("far", "key", "last", "near", "owner", "side")
 
     kind = "UDP flow"
+    cost = 3072
+    sockets = 2
 
     def __init__(self, owner: Splice, side: Side, key: bytes) -> None:
         super().__init__()
@@ -163,6 +165,19 @@ class SplicedFlow(Flow):
         self.far: Half | None = None
         #: Monotonic seconds of the last datagram.
         self.last = 0.0
+
+    @property
+    def answered(self) -> bool:  # type: ignore[override]
+        """The server has sent something."""
+        return self.far is not None and self.far.active > 0
+
+    def idle_since(self, when: float) -> bool:
+        """Whether nothing has been sent after ``when``."""
+        return self.last <= when
+
+    def give_up(self) -> None:
+        """Make room for another flow; what is sent next begins a new one."""
+        self.owner.end_spliced(self)
 
     def describe(self) -> str:
         """Both endpoint pairs, the initiating side first."""
