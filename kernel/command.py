@@ -18,7 +18,7 @@ import errno
 import os
 import resource
 
-from passt.kernel import signals
+from passt.kernel import interpreter, signals
 
 _NOT_HERE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENODEV, errno.ETIMEDOUT)
 _DEFAULT_PATH = "/bin:/usr/bin"
@@ -36,7 +36,8 @@ class Command:
         """
         self._executable = executable
         self._argv = argv
-        self._environ = _original_environment()
+        self._environ = original_environment()
+        interpreter.restore(self._environ)
         self._nofile = nofile
 
     def execute(self) -> int:
@@ -80,7 +81,7 @@ class Command:
             return error.errno or errno.ENOEXEC
 
 
-def _original_environment() -> dict[bytes, bytes]:
+def original_environment() -> dict[bytes, bytes]:
     """The environment as it was when the interpreter started."""
     try:
         with open("/proc/self/environ", "rb") as file:

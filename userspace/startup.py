@@ -34,7 +34,7 @@ import gc
 import os
 import resource
 
-from passt.kernel import capabilities, identity, sandbox, userns
+from passt.kernel import capabilities, identity, interpreter, sandbox, userns
 from passt.kernel.command import Command
 from passt.kernel.daemon import PidFile, daemonise
 from passt.kernel.errors import SetupError, reason
@@ -304,6 +304,7 @@ class Startup:
         """Leave the system behind, but for what is open; give up what only that took."""
         options = self.options
         fault.install()
+        interpreter.end_perf_support()
         message = sandbox.leave(pid=not options.foreground, chroot_fallback=options.chroot_fallback)
         if message:
             log.warn(message)

@@ -19,6 +19,7 @@ TREE = Path(__file__).parents[2]
 #: Functions that import.
 IMPORTS = {
     "kernel.identity:nobody": "choosing an identity",
+    "kernel.interpreter:start_anew_without_compiler": "the very first step",
     "kernel.netlink.worker:_run": "the netlink process, which ends during start-up",
     "userspace.cli.main:_run": "the first steps",
     "userspace.cli.main:_start_worker": "the first steps",
@@ -31,7 +32,7 @@ IMPORTS = {
 
 #: Functions that use a path, or ask a service that does.
 PATHS = {
-    "kernel.command:_original_environment": "taken before the child is forked",
+    "kernel.command:original_environment": "taken before the child is forked",
     "kernel.command:_try": "the child, which was forked before",
     "kernel.daemon:__init__": "opened with the caller's identity",
     "kernel.descriptors:close_inherited": "the first step",
@@ -39,6 +40,7 @@ PATHS = {
     "kernel.descriptors:fill_standard": "the second step",
     "kernel.identity:in_initial_userns": "choosing an identity",
     "kernel.identity:nobody": "choosing an identity",
+    "kernel.interpreter:start_anew_without_compiler": "the very first step",
     "kernel.nswatch:__init__": "opened with the caller's identity",
     "kernel.nswatch:looks_gone": "relative to a descriptor, which the filter then allows",
     "kernel.sandbox:_empty_root": "the step itself",

@@ -13,6 +13,7 @@ import os
 import sys
 
 from passt.kernel.descriptors import close_inherited, fill_standard
+from passt.kernel.interpreter import start_anew_without_compiler
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def main() -> NoReturn:
     """
     status = 1
     try:
+        start_anew_without_compiler()
         # What start-up makes stays; there is nothing to collect before the loop.
         gc.disable()
         close_inherited()

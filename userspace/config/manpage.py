@@ -87,6 +87,22 @@ The command ended with status
 or was killed by signal
 .I N
 \- 128.
+.SH SANDBOX
+Before it carries any traffic,
+.B pasta
+gives up what it needed in order to start.
+It has namespaces of its own for mounts, IPC, host name and, in background, processes;
+an empty root directory that cannot be written to;
+no capabilities, but for binding low ports in the namespace; no core files;
+and only those system calls that
+.B \-\-print\-seccomp
+lists, none of which opens files or starts programs.
+Any other ends the process by SIGSYS.
+If one of these steps fails,
+.B pasta
+does not start.
+A command is not concerned: it keeps what it would have without
+.BR pasta .
 .SH ENVIRONMENT
 .TP
 .B SHELL
