@@ -54,7 +54,13 @@ def start(self, *arguments):
 
 def run(self):
     if in_thread:
-        nsthread.open_sockets = lambda specs: report() or original_open(specs)
+        # Once: sockets ordered before may still be on their way.
+        def open_sockets(specs):
+            nsthread.open_sockets = original_open
+            report()
+            return original_open(specs)
+
+        nsthread.open_sockets = open_sockets
         threads[0].call([])
     else:
         report()
