@@ -46,7 +46,7 @@ from passt.kernel.spawn import spawn
 from passt.kernel.target import open_namespace
 from passt.userspace import fault, log
 from passt.userspace.config.errors import UsageError
-from passt.userspace.config.resolve import enabled_versions, resolve
+from passt.userspace.config.resolve import enabled_versions, read_resolv_conf, resolve
 from passt.userspace.config.summary import print_summary, warn_mtu
 from passt.userspace.control.path import bind_socket
 from passt.userspace.engine import Engine
@@ -162,7 +162,7 @@ class Startup:
             )
         )
         _tell(template.notes)
-        self.config = resolve(options, versions, template)
+        self.config = resolve(options, versions, template, read_resolv_conf(options))
         warn_mtu(self.config)
 
     def open_ports(self) -> None:

@@ -51,6 +51,32 @@ def test_dual_stack() -> None:
     ]
 
 
+def test_resolvers_and_search_list() -> None:
+    config = dual_stack()
+    config.v4.dns = [packed("192.0.2.1"), packed("192.0.2.2")]
+    config.v6.dns = [packed("2001:db8::1")]
+    config.search = ["a.example", "b.example"]
+    search = ["DNS search list:", "    a.example", "    b.example"]
+    lines = summary_lines(config)
+    assert lines[4:-5] == [
+        "    NAT to host 127.0.0.1: 192.0.2.1",
+        "DNS:",
+        "    192.0.2.1",
+        "    192.0.2.2",
+        *search,
+        "    NAT to host ::1: 2001:db8::1",
+        "NDP:",
+        "    assign: 2001:db8::10",
+        "    router: 2001:db8::1",
+        "    our link-local: fe80::1",
+        "DNS:",
+        "    2001:db8::1",
+        *search,
+    ]
+    config.v6.enabled = False
+    assert summary_lines(config).count("DNS search list:") == 1
+
+
 def test_local_mode() -> None:
     config = Config("pasta")
     config.ns_ifname = "tap0"
@@ -135,12 +161,13 @@ def test_printed_lines_are_not_formats(capfd: pytest.CaptureFixture[str]) -> Non
         (1280, True, []),
         (1279, True, ["MTU 1279 is too small for IPv6 (minimum 1280)"]),
         (1279, False, []),
+        (0, True, []),
         (
-            0,
+            67,
             True,
             [
-                "MTU 0 is too small for IPv4 (minimum 68)",
-                "MTU 0 is too small for IPv6 (minimum 1280)",
+                "MTU 67 is too small for IPv4 (minimum 68)",
+                "MTU 67 is too small for IPv6 (minimum 1280)",
             ],
         ),
     ],

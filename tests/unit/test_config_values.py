@@ -334,6 +334,9 @@ READERS: list[Callable[[str], object]] = [
     values.gateway,
     values.outbound,
     values.remapped,
+    values.resolver,
+    values.dns_host,
+    values.dns_forward,
     values.runas,
 ]
 

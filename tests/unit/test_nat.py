@@ -62,6 +62,27 @@ def test_sources_of_the_host(settings: Config, real: bytes, seen: bytes) -> None
     assert Nat(settings).inbound_source(real) == seen
 
 
+@pytest.mark.parametrize("version", [4, 6])
+def test_queries_to_the_match_address_go_to_the_hosts_resolver(
+    settings: Config, version: int
+) -> None:
+    family, gateway, resolver, other = {
+        4: (settings.v4, GATEWAY4, ip("127.0.0.53"), HOST4),
+        6: (settings.v6, GATEWAY6, ip("::2"), HOST6),
+    }[version]
+    loopback = LOOPBACK4 if version == 4 else LOOPBACK6
+    translator = Nat(settings)
+    assert translator.outbound_port(gateway, 53) == loopback
+    # The gateway is mapped to loopback, but a resolver comes first.
+    family.dns_match = gateway
+    assert translator.outbound_port(gateway, 53) is None
+    family.dns_host = resolver
+    assert [translator.outbound_port(gateway, port) for port in (53, 853)] == [resolver] * 2
+    assert [translator.outbound_port(gateway, port) for port in (0, 54, 5353)] == [loopback] * 3
+    assert translator.outbound_port(other, 53) == other
+    assert translator.outbound(gateway) == loopback
+
+
 def test_sources_without_mappings() -> None:
     made = config()
     made.v4.map_host_loopback = made.v6.map_host_loopback = None
@@ -121,6 +142,7 @@ def test_devices_and_sources(settings: Config) -> None:
     assert translator.bind_device(LOOPBACK4) == ""
     assert translator.bind_device(HOST6) == ""
     assert translator.outbound_source(HOST4) == HOST4
+    assert translator.outbound_source(LOOPBACK4) is None
     assert translator.outbound_source(HOST6) is None
     assert translator.scope_id(GUEST_LL) == 7
     assert translator.scope_id(HOST6) == 0

@@ -11,6 +11,7 @@ from passt.userspace.config import resolve as module
 from passt.userspace.config.errors import UsageError
 from passt.userspace.config.model import Config
 from passt.userspace.config.parse import parse
+from passt.userspace.config.resolvconf import ResolvConf
 from passt.userspace.config.resolve import enabled_versions, resolve
 
 BOTH = (True, True)
@@ -42,7 +43,8 @@ def template(**changes: bytes | None) -> TemplateInfo:
 def resolved(
     *words: str, found: TemplateInfo | None = None, versions: tuple[bool, bool] = BOTH
 ) -> Config:
-    return resolve(parse("pasta", [*words, "true"]), versions, found or template())
+    resolvers = ResolvConf([], [])
+    return resolve(parse("pasta", [*words, "true"]), versions, found or template(), resolvers)
 
 
 def test_template_gives_everything() -> None:

@@ -49,6 +49,20 @@ def test_answer_to_a_syn(version: int) -> None:
         assert bool(reply.label) == (version == 6)
 
 
+@pytest.mark.parametrize("version", [4, 6])
+def test_query_for_a_resolver_that_is_not_there(version: int) -> None:
+    """Never to the host's loopback, for which the gateway stands otherwise."""
+
+    def match(config: Config) -> None:
+        config.v4.dns_match, config.v6.dns_match = fakes.GATEWAY4, fakes.GATEWAY6
+
+    with Host(tweak=match) as host:
+        guest = Guest(host, 853, version=version)
+        (reply,) = guest.ask(SYN, options=guest.options)
+        assert (reply.flags, reply.ack) == (RST | ACK, guest.seq)
+        assert host.flows() == []
+
+
 @pytest.mark.parametrize(("mtu", "version", "mss"), [(1500, 4, 1460), (1500, 6, 1440), (68, 4, 88)])
 def test_announced_mss(mtu: int, version: int, mss: int) -> None:
     with Host(mtu=mtu) as host:

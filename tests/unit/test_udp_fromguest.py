@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from passt.syscalls.sockopt import IP_RECVTTL
+from passt.userspace.flow import nat
 from passt.userspace.wire import ethernet
 from tests.unit.fakes import GUEST_MAC, OUR_MAC, ip_frame, udp_frame
 from tests.unit.udp_rig import GATEWAY, GUEST, GUEST_PORT, LOOPBACK_TEXT, Rig
@@ -58,6 +59,33 @@ def test_any_mix_of_sizes_keeps_boundaries_and_order(rig: Rig, version: int, see
     server = rig.socket(version)
     rig.guest_sends(version, server.getsockname()[1], *sent)
     assert receive(server, 60) == sent
+
+
+def test_queries_reach_the_hosts_resolver(
+    rig: Rig, version: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = rig.socket(version, {4: "127.0.0.53", 6: "::1"}[version])
+    port = server.getsockname()[1]
+    monkeypatch.setattr(nat, "DNS_PORTS", (port,))  # not privileged ones
+    family = rig.config.v4 if version == 4 else rig.config.v6
+    family.dns_match = match = {4: b"\xa9\xfe\1\1", 6: b"\xfd" + bytes(14) + b"\1"}[version]
+    family.dns_host = {4: b"\x7f\0\0\x35", 6: bytes(15) + b"\1"}[version]
+    rig.guest_sends(version, port, b"query", to=match)
+    query, client = server.recvfrom(100)
+    server.sendto(b"answer", client)
+    (answer,) = rig.guest_gets(1)
+    assert (query, answer.payload, answer.src) == (b"query", b"answer", match)
+    assert answer.ports == (port, GUEST_PORT)
+
+
+def test_no_resolver_for_a_query(rig: Rig, version: int) -> None:
+    family = rig.config.v4 if version == 4 else rig.config.v6
+    family.dns_match = GATEWAY[version]
+    rig.guest_sends(version, 53, b"query")
+    (error,) = rig.guest_gets(1)
+    assert error.l4[:2] == {4: b"\3\3", 6: b"\1\4"}[version]
+    assert error.src == GATEWAY[version]
+    assert rig.flows() == []
 
 
 def test_zero_length(rig: Rig, version: int) -> None:

@@ -8,7 +8,9 @@ ordinary ones; the rest belong to a single option or two.
 from __future__ import annotations
 
 from passt.userspace.config import values
+from passt.userspace.config.dns import MAX_RESOLVERS
 from passt.userspace.config.errors import ImmediateExit, UsageError
+from passt.userspace.config.resolvconf import MAX_SEARCH
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -118,6 +120,36 @@ def _check_prefix_once(options: Options) -> None:
     """Refuse ``-n`` beside a length in ``-a``, even one of IPv6, in either order."""
     if options.prefix_given and options.netmask is not None:
         raise UsageError("Redundant prefix length specification")
+
+
+def dns(options: Options, text: str) -> None:
+    """Take a resolver for the guest; ``none`` forgets all about resolvers so far."""
+    if text == "none":
+        options.no_dns = True
+        options.dns_v4, options.dns_v6 = [], []
+        options.dns_forward_v4 = options.dns_forward_v6 = None
+        options.dns_host_v4 = options.dns_host_v6 = None
+        return
+    addr = values.resolver(text)
+    options.no_dns = False
+    resolvers = options.dns_v4 if len(addr) == 4 else options.dns_v6
+    if len(resolvers) < MAX_RESOLVERS:
+        resolvers.append(addr)
+
+
+def search(options: Options, text: str) -> None:
+    """Take search domains, separated by blanks; ``none`` forgets those so far."""
+    if text == "none":
+        options.search = []
+        return
+    domains = text.split()
+    if not domains:
+        raise UsageError(f"Cannot use DNS search domain {text}")
+    for domain in domains:
+        options.search = options.search or []
+        if len(options.search) == MAX_SEARCH:
+            raise UsageError(f"Cannot use DNS search domain {domain}")
+        options.search.append(domain)
 
 
 def remap(attribute: str, none_implies: str = "") -> Store:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from passt.userspace.config import values
 from passt.userspace.config.actions import (
     address,
+    dns,
     flag,
     netmask,
     nothing,
@@ -16,6 +17,7 @@ from passt.userspace.config.actions import (
     per_family,
     ports,
     remap,
+    search,
     show_capabilities,
     show_help,
     show_seccomp,
@@ -25,6 +27,7 @@ from passt.userspace.config.actions import (
 )
 from passt.userspace.config.model import MAX_MTU
 from passt.userspace.config.ports import TCP_NS, TCP_PORTS, UDP_NS, UDP_PORTS
+from passt.userspace.config.resolvconf import MAX_SEARCH
 from passt.userspace.config.table import ADD, FAMILY, PASTA, Option
 
 PASTA_ONLY = (PASTA,)
@@ -318,6 +321,51 @@ TABLE: tuple[Option, ...] = (
         value("hostname", values.hostname),
         default='"pasta-" and the old name',
         help="Host name of a started command",
+    ),
+    Option(
+        "dns",
+        "D",
+        "ADDR|none",
+        dns,
+        repeat=ADD,
+        default="from the host's /etc/resolv.conf",
+        help="Resolver for the guest, up to three for each IP version",
+        details="The address is given out as it is, further ones are ignored. With `none`, which "
+        "also cancels earlier `--dns-forward` and `--dns-host`, there are no resolvers at all, "
+        "and /etc/resolv.conf is not read for them. A resolver found there that the guest cannot "
+        "reach, as its address is a loopback address or stands for the host's loopback address, "
+        "is replaced by the address of `--dns-forward` or `--map-host-loopback`.",
+    ),
+    Option(
+        "dns-forward",
+        "",
+        "ADDR",
+        per_family("dns_forward", values.dns_forward),
+        repeat=FAMILY,
+        default="that of --map-host-loopback, if it replaces a resolver",
+        help="Address by which the guest reaches the host's resolver",
+        details="This is for TCP and UDP to ports 53 and 853. Without a resolver of the same IP "
+        "version, on the host or by `--dns-host`, queries are refused.",
+    ),
+    Option(
+        "dns-host",
+        "",
+        "ADDR",
+        per_family("dns_host", values.dns_host),
+        repeat=FAMILY,
+        default="the first in /etc/resolv.conf",
+        help="The host's resolver, for queries sent to the address of --dns-forward",
+    ),
+    Option(
+        "search",
+        "S",
+        "LIST|none",
+        search,
+        repeat=ADD,
+        default="from the host's /etc/resolv.conf",
+        help=f"Domains where the guest looks for short names, up to {MAX_SEARCH}",
+        details="Several domains in one LIST are separated by blanks. `none` forgets those given "
+        "so far, and what is in /etc/resolv.conf.",
     ),
     Option(
         "no-tcp",

@@ -42,6 +42,9 @@ class Family:
         "addr_fixed",
         "copy_addrs",
         "copy_routes",
+        "dns",
+        "dns_host",
+        "dns_match",
         "enabled",
         "gateway",
         "ifindex",
@@ -84,6 +87,12 @@ class Family:
         self.map_host_loopback: bytes | None = None
         #: Guest-side address that stands for the host's own (assigned) address.
         self.map_guest_addr: bytes | None = None
+        #: Resolvers that the guest is told, as it sees them.
+        self.dns: list[bytes] = []
+        #: Guest-side address whose DNS ports stand for those of the host's resolver …
+        self.dns_match: bytes | None = None
+        #: … which is this one.
+        self.dns_host: bytes | None = None
 
 
 class Config:
@@ -93,6 +102,10 @@ class Config:
         "conf_path",
         "config_net",
         "debug",
+        "dhcp",
+        "dhcp_dns",
+        "dhcp_search",
+        "dhcpv6",
         "foreground",
         "freebind",
         "host_lo_to_ns_lo",
@@ -110,6 +123,7 @@ class Config:
         "rule_caps",
         "rules",
         "rules_ns",
+        "search",
         "splice",
         "splice_only",
         "stats_interval",
@@ -134,6 +148,13 @@ class Config:
         self.icmp = True
         self.ndp = True
         self.ra = True
+        self.dhcp = True
+        self.dhcpv6 = True
+        #: Resolvers and search list are told to the guest, by all services.
+        self.dhcp_dns = False
+        self.dhcp_search = False
+        #: Domains to search for names without dots: valid ones, no dot at the end.
+        self.search: list[str] = []
         self.config_net = False
         self.foreground = False
         self.debug = False

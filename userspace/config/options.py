@@ -75,6 +75,14 @@ class Options:
         "conf_path",
         "config_net",
         "debug",
+        "dhcp_dns",
+        "dhcp_search",
+        "dns_forward_v4",
+        "dns_forward_v6",
+        "dns_host_v4",
+        "dns_host_v6",
+        "dns_v4",
+        "dns_v6",
         "foreground",
         "freebind",
         "gateway_v4",
@@ -99,6 +107,11 @@ class Options:
         "netns_only",
         "no_copy_addrs",
         "no_copy_routes",
+        "no_dhcp",
+        "no_dhcp_dns",
+        "no_dhcp_search",
+        "no_dhcpv6",
+        "no_dns",
         "no_icmp",
         "no_map_gw",
         "no_ndp",
@@ -126,6 +139,7 @@ class Options:
         "rules",
         "rules_ns",
         "runas",
+        "search",
         "splice_only",
         "stats",
         "target",
@@ -185,11 +199,29 @@ class Options:
         self.map_guest_addr_v4: bytes | None = None
         self.map_guest_addr_v6: bytes | None = None
         self.no_map_gw = False
+        #: Resolvers for the guest, three per version at most; empty: as on the host, or none
+        #: at all with ``no_dns``.
+        self.dns_v4: list[bytes] = []
+        self.dns_v6: list[bytes] = []
+        self.no_dns = False
+        self.dns_forward_v4: bytes | None = None
+        self.dns_forward_v6: bytes | None = None
+        self.dns_host_v4: bytes | None = None
+        self.dns_host_v6: bytes | None = None
+        #: ``None``: as on the host.
+        self.search: list[str] | None = None
+        #: What pasta tells the guest only if asked to, and passt unless told not to.
+        self.dhcp_dns = False
+        self.dhcp_search = False
+        self.no_dhcp_dns = False
+        self.no_dhcp_search = False
         self.no_tcp = False
         self.no_udp = False
         self.no_icmp = False
         self.no_ndp = False
         self.no_ra = False
+        self.no_dhcp = False
+        self.no_dhcpv6 = False
         #: ``-t``, ``-u``, ``-T`` and ``-U`` in order, with their specifiers.
         self.port_specs: list[tuple[PortOption, str]] = []
         #: Set once parsing is over: the rules that ``port_specs`` and defaults amount to, for

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import socket
 
+from passt.userspace.config import dns, resolvconf
 from passt.userspace.config.errors import UsageError
 from passt.userspace.config.model import Config, Family
 
@@ -25,6 +26,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from passt.kernel.netlink.worker import FamilyTemplate, TemplateInfo
     from passt.userspace.config.options import Options
+    from passt.userspace.config.resolvconf import ResolvConf
 
 _LOCAL_ADDR = {4: bytes((169, 254, 2, 1)), 6: None}
 _LOCAL_GATEWAY = {4: bytes((169, 254, 2, 2)), 6: b"\xfe\x80" + b"\0" * 13 + b"\x01"}
@@ -60,8 +62,21 @@ def can_bind_to_device() -> bool:
     return True
 
 
-def resolve(options: Options, versions: tuple[bool, bool], template: TemplateInfo) -> Config:
-    """Combine ``options`` and ``template`` for the ``versions`` (IPv4, IPv6) in force."""
+def read_resolv_conf(options: Options) -> ResolvConf:
+    """The host's resolver configuration, empty if ``options`` have no use for it."""
+    return resolvconf.read() if dns.needs_file(options) else resolvconf.parse(b"")
+
+
+def resolve(
+    options: Options,
+    versions: tuple[bool, bool],
+    template: TemplateInfo,
+    resolvers: ResolvConf,
+) -> Config:
+    """Combine ``options``, ``template`` and ``resolvers`` for the ``versions`` in force.
+
+    ``versions`` are IPv4 and IPv6.  Warns of resolvers that are missing.
+    """
     config = Config(options.mode)
     _resolve_family(config.v4, options, template.ipv4)
     _resolve_family(config.v6, options, template.ipv6)
@@ -74,6 +89,10 @@ def resolve(options: Options, versions: tuple[bool, bool], template: TemplateInf
     config.icmp = not options.no_icmp
     config.ndp = not options.no_ndp
     config.ra = not (options.no_ndp or options.no_ra or options.config_net)
+    config.dhcp = config.v4.enabled and not options.no_dhcp and config.v4.gateway is not None
+    # An address that is learned from the guest later on is none that we could assign.
+    config.dhcpv6 = config.v6.enabled and not options.no_dhcpv6 and config.v6.addr is not None
+    dns.settle(config, options, resolvers)
     config.config_net = options.config_net
     config.foreground = options.foreground
     config.debug = options.debug

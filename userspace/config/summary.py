@@ -10,7 +10,7 @@ from passt.userspace.config.values import address_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from passt.userspace.config.model import Config
+    from passt.userspace.config.model import Config, Family
 
 #: Smallest MTU of each version in bytes (RFC 791; RFC 8200, section 5).
 _MIN_MTU_V4 = 68
@@ -24,9 +24,9 @@ def print_summary(config: Config) -> None:
 
 
 def warn_mtu(config: Config) -> None:
-    """Warn about an MTU too small for an enabled version; 0, "leave it alone", included."""
+    """Warn about an MTU too small for an enabled version; 0 means to leave it alone."""
     for family, minimum in ((config.v4, _MIN_MTU_V4), (config.v6, _MIN_MTU_V6)):
-        if family.enabled and config.mtu < minimum:
+        if family.enabled and 0 < config.mtu < minimum:
             log.warn(
                 "MTU %d is too small for IPv%d (minimum %d)", config.mtu, family.version, minimum
             )
@@ -68,16 +68,35 @@ def _link_lines(config: Config) -> list[str]:
         lines.append(f"Namespace interface: {config.ns_ifname}")
 
     lines += ["MAC:", f"    host: {config.our_mac.hex(':')}"]
-    for family, loopback in ((config.v4, "127.0.0.1"), (config.v6, "::1")):
-        if family.enabled and family.map_host_loopback is not None:
-            lines.append(f"    NAT to host {loopback}: {address_text(family.map_host_loopback)}")
-    if config.v6.enabled and config.ndp:
-        lines += [
-            "NDP:",
-            f"    assign: {_or_unspecified(config.v6.addr)}",
-            f"    router: {_or_unspecified(config.v6.gateway)}",
-            f"    our link-local: {_or_unspecified(config.v6.our_ll)}",
-        ]
+    if config.v4.enabled:
+        lines += _mapped(config.v4, "127.0.0.1") + _dns_lines(config, config.v4)
+    if config.v6.enabled:
+        lines += _mapped(config.v6, "::1")
+        if config.ndp:
+            lines += [
+                "NDP:",
+                f"    assign: {_or_unspecified(config.v6.addr)}",
+                f"    router: {_or_unspecified(config.v6.gateway)}",
+                f"    our link-local: {_or_unspecified(config.v6.our_ll)}",
+            ]
+        lines += _dns_lines(config, config.v6)
+    return lines
+
+
+def _mapped(family: Family, loopback: str) -> list[str]:
+    """The address that stands for the host's loopback address, if there is one."""
+    if family.map_host_loopback is None:
+        return []
+    return [f"    NAT to host {loopback}: {address_text(family.map_host_loopback)}"]
+
+
+def _dns_lines(config: Config, family: Family) -> list[str]:
+    """Resolvers of one version, and the search list."""
+    lines = []
+    if family.dns:
+        lines += ["DNS:", *(f"    {address_text(addr)}" for addr in family.dns)]
+    if config.search:
+        lines += ["DNS search list:", *(f"    {name}" for name in config.search)]
     return lines
 
 

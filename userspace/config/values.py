@@ -254,6 +254,33 @@ def gateway(text: str) -> bytes:
     return addr
 
 
+def _unicast(text: str, complaint: str) -> bytes:
+    """Read an address that a single host can have, even if only on its loopback interface."""
+    given = address(text)
+    addr = given and unmapped(given)
+    if not addr or _is_unspecified(addr) or _is_multicast(addr) or addr == _V4_BROADCAST:
+        raise UsageError(f"{complaint} {text}")
+    return addr
+
+
+def resolver(text: str) -> bytes:
+    """Read the address of a resolver as the guest sees it, loopback (the guest's own) included."""
+    return _unicast(text, "Cannot use DNS address")
+
+
+def dns_host(text: str) -> bytes:
+    """Read the address of a resolver of the host, often on its loopback interface."""
+    return _unicast(text, "Invalid host nameserver address:")
+
+
+def dns_forward(text: str) -> bytes:
+    """Read the guest-side address that is to stand for the host's resolver."""
+    addr = _unicast(text, "Invalid DNS forwarding address:")
+    if _is_loopback(addr):
+        raise UsageError(f"Invalid DNS forwarding address: {text}")
+    return addr
+
+
 def outbound(text: str) -> bytes:
     """Read a source address for outbound sockets; IPv4 loopback is fine, IPv6 is not."""
     addr = address(text)

@@ -1,11 +1,12 @@
 """Address translation between the guest's view and the host's, and observed addresses.
 
 The guest believes that it owns the host's address and that its router stands for the host.
-Four mappings make this come out right (``docs`` call them by the option that sets them):
+These mappings make this come out right (``docs`` call them by the option that sets them):
 
 ============================  ==========================  ==============================
 Address as the guest sees it   Address on the host         Option
 ============================  ==========================  ==============================
+``dns_match``, port 53 or 853  the host's resolver         ``--dns-forward``
 ``map_host_loopback``         127.0.0.1, ::1              ``--map-host-loopback``
 ``map_guest_addr``            the guest's assigned one    ``--map-guest-addr``
 the router, or our link-local  loopback, own addresses     (as source only)
@@ -25,6 +26,9 @@ import socket
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from passt.userspace.config.model import Config
+
+#: Where queries to a match address go to the host's resolver: DNS, and DNS over TLS.
+DNS_PORTS = (53, 853)
 
 LOOPBACK4 = b"\x7f\x00\x00\x01"
 LOOPBACK6 = b"\x00" * 15 + b"\x01"
@@ -113,6 +117,17 @@ class Nat:
             return family.addr
         return destination
 
+    def outbound_port(self, destination: bytes, port: int) -> bytes | None:
+        """As :meth:`outbound` for a ``port`` of TCP or UDP, which may be that of a resolver.
+
+        ``None`` if a query is meant for a resolver of the host, and none is known.
+        """
+        if port in DNS_PORTS:
+            family = self._v4 if len(destination) == 4 else self._v6
+            if destination == family.dns_match:
+                return family.dns_host
+        return self.outbound(destination)
+
     def inbound_source(self, source: bytes, target: bytes | None = None) -> bytes | None:
         """What the guest sees of a host-side ``source``; ``None`` if there is no such address.
 
@@ -167,7 +182,12 @@ class Nat:
         return "" if is_loopback(host_destination) else family.outbound_if
 
     def outbound_source(self, host_destination: bytes) -> bytes | None:
-        """Source address that the user wants towards ``host_destination``, if any."""
+        """Source address that the user wants towards ``host_destination``, if any.
+
+        The host's loopback is reached from there.
+        """
+        if is_loopback(host_destination):
+            return None
         family = self._v4 if len(host_destination) == 4 else self._v6
         return family.outbound_addr
 

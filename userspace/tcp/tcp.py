@@ -108,13 +108,16 @@ class Tcp:
                 addresses.endpoint(src, sport), addresses.endpoint(dst, dport),
             )  # fmt: skip
             return
+        host = ctx.nat.outbound_port(dst, dport)
+        if host is None:
+            self._refuse(src, sport, dst, dport, seq + 1, 0, SYN, 0)
+            return
         pending = ctx.connects.admits(key, src, dst)
         if pending is None:
             log.limited("tcp-pending", log.WARNING, "Too many TCP connections without answer")
             return
         if not ctx.table.admits(TcpFlow, FROM_GUEST, src):
             return
-        host = ctx.nat.outbound(dst)
         family = socket.AF_INET if len(host) == 4 else socket.AF_INET6
         try:
             sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -154,7 +157,7 @@ class Tcp:
         except OSError as error:
             log.debug("TCP socket options: %s", error.strerror)
         source = nat.outbound_source(host)
-        if source is not None and not addresses.is_loopback(host):
+        if source is not None:
             try:
                 sock.bind((addresses.text(source), 0))
             except OSError as error:

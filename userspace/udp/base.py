@@ -128,6 +128,10 @@ class UdpBase:
         """Tell the guest that there is no way to where it sent ``payload``."""
         raise NotImplementedError
 
+    def _nobody_there(self, guest_key: bytes, payload: memoryview) -> None:
+        """Tell the guest that nobody listens where it sent ``payload``."""
+        raise NotImplementedError
+
     def deliver(self, flow: UdpFlow, indices: Sequence[int]) -> None:
         """Send datagrams just received to the guest."""
         raise NotImplementedError
@@ -195,7 +199,11 @@ class UdpBase:
         if not self._admits(FROM_GUEST, "TAP", guest, seen):
             return None
         nat = self._nat
-        peer = nat.outbound(seen)
+        peer = nat.outbound_port(seen, seen_port)
+        if peer is None:
+            # A query for a resolver that the host does not have.
+            self._nobody_there(key, payload)
+            return None
         local = nat.outbound_source(peer) or (UNSPECIFIED4 if len(peer) == 4 else UNSPECIFIED6)
         if is_unspecified(peer) or len(local) != len(peer):
             return None

@@ -146,6 +146,12 @@ class UdpErrors(UdpBase):
             return
         self._send_error(node, guest_key, *kind, 0, bytes(payload), None)
 
+    def _nobody_there(self, guest_key: bytes, payload: memoryview) -> None:
+        """Tell the guest that nobody listens where it sent ``payload``."""
+        seen = split(guest_key)[2]
+        kind = (3, 3) if len(seen) == 4 else (1, 4)
+        self._send_error(seen, guest_key, *kind, 0, bytes(payload), None)
+
     def _send_error(
         self,
         source: bytes,
