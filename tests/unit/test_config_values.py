@@ -72,8 +72,8 @@ def test_max_memory() -> None:
     assert values.max_memory("1g") == 1 << 30
     assert values.max_memory("0x4000000") == 64 << 20
     assert values.max_memory("102400k") == 100 << 20
-    assert refused(values.max_memory, "63M") == "--max-memory 63M too small (min 67108864)"
-    assert refused(values.max_memory, "0") == "--max-memory 0 too small (min 67108864)"
+    assert refused(values.max_memory, "47M") == "--max-memory 47M too small (min 50331648)"
+    assert refused(values.max_memory, "0") == "--max-memory 0 too small (min 50331648)"
     for text in ("", "M", "1.5G", "-1", "1GB", "1 G", "9999999999G", str(1 << 63)):
         assert refused(values.max_memory, text) == f"Invalid --max-memory: {text}"
 

@@ -55,6 +55,7 @@ PATHS = {
     "userspace.config.values:existing_ifname": "reading options",
     "userspace.config.values:runas": "reading options",
     "userspace.control.path:_remove_dead": "opened with the caller's identity",
+    "userspace.flow.budget:resident": "assembly",
     "userspace.forward.proclist:open_port_lists": "start-up",
     "userspace.logfile:__init__": "log.setup",
     "userspace.pcap:open": "assembly",

@@ -27,8 +27,8 @@ MAX_HOSTNAME = 253
 #: Smallest log file: five entries of the longest kind, so that a cut always makes room.
 MIN_LOG_SIZE = 5 * 8192
 
-#: Least memory ceiling: what the process itself needs is less than half of it.
-MIN_MEMORY = 64 << 20
+#: Least memory ceiling: the process itself needs about half of it.
+MIN_MEMORY = 48 << 20
 
 #: Smallest capture: the file's header and one frame of the usual size.
 MIN_PCAP = 4096

@@ -23,7 +23,7 @@ Who wants a hard limit, one that includes what the kernel holds, sets that of a 
 
 from __future__ import annotations
 
-import resource
+import mmap
 
 #: Data of all flows together, in bytes; each TCP flow's are bounded by its window.
 MAX_DATA = 64 << 20
@@ -37,8 +37,17 @@ _UNLIMITED = 1 << 62
 
 def of_process(ceiling: int) -> Budget:
     """The budget of a process that may take ``ceiling`` bytes, and has what it needs itself."""
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-    return Budget(max(ceiling - own - OVERHEAD, 0))
+    return Budget(max(ceiling - resident() - OVERHEAD, 0))
+
+
+def resident() -> int:
+    """Bytes of memory that the process has now (proc_pid_statm(5)); 0 if /proc does not tell."""
+    # Not getrusage(2): its maximum includes what this process was before execve(2).
+    try:
+        with open("/proc/self/statm", "rb", 0) as file:
+            return int(file.read(64).split()[1]) * mmap.PAGESIZE
+    except (OSError, IndexError, ValueError):
+        return 0
 
 
 class Budget:
