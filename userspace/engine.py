@@ -23,6 +23,7 @@ from passt.userspace.link.null import NullLink
 from passt.userspace.link.tap import TapLink
 from passt.userspace.loop import EPOLLIN, Loop
 from passt.userspace.pcap import Pcap
+from passt.userspace.services.services import Services
 from passt.userspace.splice.tcp import SpliceTcp
 from passt.userspace.stack import Stack
 from passt.userspace.stats import Statistics
@@ -71,7 +72,8 @@ class Engine:
         if tap is not None:
             tcp = Tcp(Context(config, nat, loop, link, table)) if config.tcp else None
             icmp = Icmp(config, nat, loop, link, table) if config.icmp else None
-            self.stack = Stack(config, nat, link, tcp, udp, icmp)
+            services = Services(config, nat, link, loop)
+            self.stack = Stack(config, nat, link, tcp, udp, icmp, services)
         if config.stats_interval:
             statistics = Statistics(config.stats_interval, loop, link, table)
             loop.every_round(statistics.tick)

@@ -3,10 +3,9 @@
 ::
 
     link ─► Stack.receive ─┬─ TCP of a known connection, no options in IP ─► its flow
-                           ├─ ARP ─► service ─► link
+                           ├─ ARP, NDP, DHCP, DHCPv6 ─► services ─► link
                            ├─ IPv4 ─► checks ─┬─ TCP, UDP ─► translators
-                           └─ IPv6 ─► checks ─┼─ ICMP, ICMPv6 echo ─► translator
-                                              └─ NDP ─► service ─► link
+                           └─ IPv6 ─► checks ─┴─ ICMP, ICMPv6 echo ─► translator
 
 The first branch is what bulk traffic takes: one unpacking of Ethernet, IP and TCP headers
 at their usual offsets, and one dictionary lookup with the slice of the header that holds
@@ -19,8 +18,6 @@ from __future__ import annotations
 import struct
 
 from passt.userspace import log
-from passt.userspace.services.arp import ArpService
-from passt.userspace.services.ndp import NdpService
 from passt.userspace.wire import drops, ipv4, ipv6
 from passt.userspace.wire.ethernet import format_mac
 from passt.userspace.wire.ndp import is_ndp
@@ -31,6 +28,7 @@ if TYPE_CHECKING:
     from passt.userspace.flow.nat import Nat
     from passt.userspace.icmp import Icmp
     from passt.userspace.link.base import Link
+    from passt.userspace.services.services import Services
     from passt.userspace.tcp.tcp import Tcp
     from passt.userspace.udp import Udp
     from passt.userspace.udp.flow import UdpFlow
@@ -64,6 +62,7 @@ class Stack:
         tcp: Tcp | None,
         udp: Udp | None,
         icmp: Icmp | None,
+        services: Services,
     ) -> None:
         self._config = config
         self._nat = nat
@@ -71,23 +70,12 @@ class Stack:
         self._tcp = tcp
         self._udp = udp
         self._icmp = icmp
+        self._services = services
         self._flows4 = tcp.ctx.flows4 if tcp and config.v4.enabled else {}
         self._flows6 = tcp.ctx.flows6 if tcp and config.v6.enabled else {}
-        v4, v6 = config.v4, config.v6
         #: UDP flows of both versions, for packets without options or extension headers.
         self._datagrams: dict[bytes, UdpFlow] = udp.flows if udp else {}
         self._datagram = udp.datagram if udp else _no_datagram
-        self._arp = ArpService(config.our_mac, v4.gateway, v4.addr)
-        self._ndp: NdpService | None = None
-        if v6.enabled and v6.our_ll is not None:
-            self._ndp = NdpService(
-                config.our_mac,
-                v6.our_ll,
-                v6.addr,
-                mtu=config.mtu,
-                neighbours=config.ndp,
-                router=config.ra,
-            )
         link.receiver = self.receive
         link.batch_end = self.batch_end
 
@@ -168,14 +156,7 @@ class Stack:
 
     def announce(self) -> None:
         """Ask the guest for its link-layer address, once the link can carry frames."""
-        if self._config.v4.enabled:
-            request = self._arp.initial_request()
-            if request is not None:
-                self._link.send_frame(request)
-        if self._ndp is not None:
-            solicitation = self._ndp.initial_solicitation(self._link.guest_mac)
-            if solicitation is not None:
-                self._link.send_frame(solicitation)
+        self._services.announce()
 
     def _learn(self, mac: bytes) -> None:
         """The guest uses another link-layer address than before."""
@@ -184,9 +165,7 @@ class Stack:
 
     def _other(self, buf: memoryview, off: int, end: int, ethertype: int) -> bool:
         if ethertype == _ARP and self._config.v4.enabled:
-            reply = self._arp.handle(buf, off, end)
-            if reply is not None:
-                self._link.send_frame(reply)
+            self._services.arp(buf, off, end)
         else:
             drops.bump(drops.FAMILY_DISABLED if ethertype == _ARP else drops.ETHERTYPE)
         return False
@@ -207,6 +186,8 @@ class Stack:
         if protocol == _TCP:
             return self._tcp is not None and self._tcp.input(buf, off, l4, l4_end, 4)
         if protocol == _UDP:
+            if self._services.udp4(buf, l4, l4_end):
+                return False
             return self._udp is not None and self._udp.input(buf, off, l4, l4_end, 4)
         return self._icmp is not None and self._icmp.input(buf, off, l4, l4_end, 4)
 
@@ -214,7 +195,7 @@ class Stack:
         if not self._config.v6.enabled:
             drops.bump(drops.FAMILY_DISABLED)
             return False
-        protocol, l4, l4_end, _, src, _ = ipv6.parse(buf, off + _ETHERNET, end)
+        protocol, l4, l4_end, _, src, dst = ipv6.parse(buf, off + _ETHERNET, end)
         if src and src != self._nat.observed6:
             self._nat.observe6(src)
         if protocol < 0:
@@ -226,12 +207,11 @@ class Stack:
         if protocol == _TCP:
             return self._tcp is not None and self._tcp.input(buf, off, l4, l4_end, 6)
         if protocol == _UDP:
+            if self._services.udp6(buf, l4, l4_end, src, dst):
+                return False
             return self._udp is not None and self._udp.input(buf, off, l4, l4_end, 6)
         if is_ndp(buf[l4]):
-            if self._ndp is not None:
-                reply = self._ndp.handle(buf, l4, l4_end, src, self._link.guest_mac)
-                if reply is not None:
-                    self._link.send_frame(reply)
+            self._services.ndp(buf, l4, l4_end, src)
             return False
         return self._icmp is not None and self._icmp.input(buf, off, l4, l4_end, 6)
 

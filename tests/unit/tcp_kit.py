@@ -21,6 +21,7 @@ from passt.userspace.flow.rules import Rule
 from passt.userspace.flow.table import FlowTable
 from passt.userspace.link.base import GSO_NONE, GSO_TCPV4, GSO_TCPV6
 from passt.userspace.loop import Loop
+from passt.userspace.services.services import Services
 from passt.userspace.stack import Stack
 from passt.userspace.tcp.accept import Acceptors
 from passt.userspace.tcp.const import ACK, ESTABLISHED, FIN, PSH, RST, SYN
@@ -162,7 +163,8 @@ class Host:
         )
         self.tcp = Tcp(self.ctx)
         self.acceptors = Acceptors(self.loop, self.tcp, None)
-        self.stack = Stack(self.config, self.nat, self.link, self.tcp, None, None)
+        services = Services(self.config, self.nat, self.link, self.loop)
+        self.stack = Stack(self.config, self.nat, self.link, self.tcp, None, None, services)
         self._owned: list[socket.socket] = []
 
     def __enter__(self) -> Host:

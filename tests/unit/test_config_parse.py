@@ -425,6 +425,9 @@ SAMPLE = {
     "dns": "10.1.2.8",
     "dns-forward": "10.1.2.9",
     "dns-host": "127.0.0.53",
+    "dhcp-opt": "42:10.1.2.10",
+    "dhcpv6-opt": "31:2001:db8::1",
+    "ra-opt": "37:https://portal.example/",
     "tcp-ports": "22",
     "udp-ports": "53",
     "tcp-ns": "22",
@@ -438,11 +441,12 @@ def test_every_option_has_an_effect(long: str, capfd: pytest.CaptureFixture[str]
     option = next(option for option in TABLE if option.long == long)
     words = ["-f", "--config-net"] if long in ("stats", "no-copy-routes", "no-copy-addrs") else []
     # A network namespace is joined in the foreground only if asked to.
-    operands = [] if long in ("netns", "no-pidns") else ["1"]
-    before = pasta(*words, *operands)
+    operands = [] if long in ("netns", "no-pidns") or option.modes == ("passt",) else ["1"]
+    mode = "pasta" if "pasta" in option.modes else "passt"
+    before = parse(mode, (*words, *operands))
     words.append(f"--{long}={SAMPLE.get(long, 'x')}" if option.arg else f"--{long}")
     try:
-        after = pasta(*words, *operands)
+        after = parse(mode, (*words, *operands))
     except ImmediateExit as outcome:
         assert outcome.text
         return

@@ -28,6 +28,7 @@ def dual_stack() -> Config:
         Rule(IPPROTO_UDP, 5000, 5000, 5000),
     ]
     config.rules_ns = [Rule(IPPROTO_TCP, 22, 22, 22, ifname="lo")]
+    config.v4.prefix_len = 27
     return config
 
 
@@ -38,8 +39,12 @@ def test_dual_stack() -> None:
         "MAC:",
         "    host: 9a:55:9a:55:9a:55",
         "    NAT to host 127.0.0.1: 192.0.2.1",
+        "DHCP:",
+        "    assign: 192.0.2.10",
+        "    mask: 255.255.255.224",
+        "    router: 192.0.2.1",
         "    NAT to host ::1: 2001:db8::1",
-        "NDP:",
+        "NDP/DHCPv6:",
         "    assign: 2001:db8::10",
         "    router: 2001:db8::1",
         "    our link-local: fe80::1",
@@ -56,6 +61,7 @@ def test_resolvers_and_search_list() -> None:
     config.v4.dns = [packed("192.0.2.1"), packed("192.0.2.2")]
     config.v6.dns = [packed("2001:db8::1")]
     config.search = ["a.example", "b.example"]
+    config.dhcp = config.dhcpv6 = False
     search = ["DNS search list:", "    a.example", "    b.example"]
     lines = summary_lines(config)
     assert lines[4:-5] == [
@@ -82,6 +88,7 @@ def test_local_mode() -> None:
     config.ns_ifname = "tap0"
     config.v4.local = config.v6.local = True
     config.v6.gateway = config.v6.our_ll = packed("fe80::1")
+    config.dhcp = config.dhcpv6 = False
     assert summary_lines(config) == [
         "Namespace interface: tap0",
         "MAC:",
@@ -100,7 +107,7 @@ def test_single_version() -> None:
     config.v6.enabled = False
     lines = summary_lines(config)
     assert lines[0] == "Template interface: eth0 (IPv4)"
-    assert "NDP:" not in lines
+    assert "NDP/DHCPv6:" not in lines
     assert not any("::1" in line for line in lines)
 
 
@@ -136,6 +143,7 @@ def test_outbound_and_no_ndp() -> None:
         "Outbound IPv6 address: 2001:db8:2::1",
         "Namespace interface: eth0",
     ]
+    assert "DHCPv6:" in lines
     assert "NDP:" not in lines
     assert not any("127.0.0.1" in line for line in lines)
 

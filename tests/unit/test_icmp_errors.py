@@ -26,6 +26,7 @@ from passt.userspace.flow.unreachable import offender, refusal, router
 from passt.userspace.icmp import Icmp
 from passt.userspace.icmp.errors import echo_error
 from passt.userspace.loop import Loop
+from passt.userspace.services.services import Services
 from passt.userspace.stack import Stack
 from tests.unit.fakes import (
     GATEWAY4,
@@ -306,7 +307,8 @@ def messages(draw: st.DrawFn) -> bytes:
 def test_any_frame(sent: list[tuple[bytes, object]], frame: bytes) -> None:
     rig = Rig()
     sent.clear()
-    stack = Stack(rig.config, rig.nat, rig.link, None, None, rig.icmp)
+    services = Services(rig.config, rig.nat, rig.link, rig.loop)
+    stack = Stack(rig.config, rig.nat, rig.link, None, None, rig.icmp, services)
     stack.receive(memoryview(bytearray(frame)), 0, len(frame))
     for data, _ in sent:
         assert data[0] in (8, 128)

@@ -26,6 +26,7 @@ IMPORTS = {
     "userspace.cli.main:main": "log and fault, which are loaded by then",
     "userspace.config.values:runas": "reading options",
     "userspace.engine:__init__": "assembly",
+    "userspace.services.services:__init__": "assembly",
     "userspace.log:_open_syslog": "log.setup",
     "userspace.log:setup": "log.setup",
 }

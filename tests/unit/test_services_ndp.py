@@ -12,17 +12,20 @@ from scapy.layers.inet6 import (
     ICMPv6ND_NS,
     ICMPv6ND_RA,
     ICMPv6ND_RS,
+    ICMPv6NDOptDNSSL,
     ICMPv6NDOptDstLLAddr,
     ICMPv6NDOptMTU,
     ICMPv6NDOptPrefixInfo,
+    ICMPv6NDOptRDNSS,
     ICMPv6NDOptSrcLLAddr,
     IPv6,
 )
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
-from passt.userspace.services.ndp import NdpService
-from passt.userspace.wire import drops
+from passt.userspace.services.ndp import NdpService, offers
+from passt.userspace.wire import drops, ndp
+from tests.unit.fakes import config
 
 
 def packed(text: str) -> bytes:
@@ -37,9 +40,14 @@ ASSIGNED = packed("2001:db8:0:7:1:2:3:4")
 GUEST_LL = packed("fe80::15")
 
 
+def mtu_option(mtu: int) -> bytes:
+    """An MTU option."""
+    return ndp.option(ndp.MTU, ndp.mtu_body(mtu))
+
+
 def service(**options: bool) -> NdpService:
     """A service in a typical network."""
-    return NdpService(OUR_MAC, OURS, ASSIGNED, 65520, **options)
+    return NdpService(OUR_MAC, OURS, ASSIGNED, mtu_option(65520), **options)
 
 
 def handle(
@@ -93,7 +101,7 @@ def test_neighbours_show_their_own_mac() -> None:
         asked.append(address)
         return b"\4\0\0\0\0\7"
 
-    answering = NdpService(OUR_MAC, OURS, ASSIGNED, 65520, mac_for=mac_for)
+    answering = NdpService(OUR_MAC, OURS, ASSIGNED, b"", mac_for=mac_for)
     reply = handle(ICMPv6ND_NS(tgt="2001:db8::77"), answering=answering)
     assert reply is not None
     assert asked == [packed("2001:db8::77")]
@@ -120,7 +128,7 @@ def test_router_solicitation_without_source_is_answered_to_all_nodes() -> None:
 
 @pytest.mark.parametrize("address", [None, packed("fe80::77"), packed("febf::77")])
 def test_no_prefix_without_global_address(address: bytes | None) -> None:
-    reply = handle(ICMPv6ND_RS(), answering=NdpService(OUR_MAC, OURS, address, 1500))
+    reply = handle(ICMPv6ND_RS(), answering=NdpService(OUR_MAC, OURS, address, mtu_option(1500)))
     assert reply is not None
     assert ICMPv6NDOptPrefixInfo not in reply
     assert reply[ICMPv6NDOptMTU].mtu == 1500
@@ -135,9 +143,79 @@ def test_prefix_follows_the_assigned_address() -> None:
 
 
 def test_no_mtu_option_without_mtu() -> None:
-    reply = handle(ICMPv6ND_RS(), answering=NdpService(OUR_MAC, OURS, ASSIGNED, 0))
+    reply = handle(ICMPv6ND_RS(), answering=NdpService(OUR_MAC, OURS, ASSIGNED, b""))
     assert reply is not None
     assert ICMPv6NDOptMTU not in reply
+
+
+def configured(**attributes: object) -> NdpService:
+    """A service with the further options of a configuration."""
+    made = config()
+    for name, value in attributes.items():
+        family, _, field = name.partition("__")
+        setattr(getattr(made, family) if field else made, field or name, value)
+    return NdpService(OUR_MAC, OURS, ASSIGNED, offers(made))
+
+
+def option_list(reply: IPv6 | None) -> list[tuple[int, bytes]]:
+    """Types and bodies of the options of an advertisement, which fill it exactly."""
+    assert reply is not None
+    data = bytes(reply.payload)[16:]
+    found = []
+    while data:
+        assert len(data) >= 8 and data[1]
+        found.append((data[0], data[2 : data[1] * 8]))
+        assert len(found[-1][1]) == data[1] * 8 - 2
+        data = data[data[1] * 8 :]
+    return found
+
+
+def test_resolvers_and_search_list() -> None:
+    told = {"v6__dns": [packed("2001:db8::53"), packed("::1")], "search": ["a.example", "b"]}
+    reply = handle(ICMPv6ND_RS(), answering=configured(dhcp_dns=True, dhcp_search=True, **told))
+    assert reply is not None
+    assert [kind for kind, _ in option_list(reply)] == [3, 1, 5, 25, 31]
+    resolvers = reply[ICMPv6NDOptRDNSS]
+    assert (resolvers.dns, resolvers.lifetime) == (["2001:db8::53", "::1"], 0xFFFFFFFF)
+    search = reply[ICMPv6NDOptDNSSL]
+    assert (search.searchlist, search.lifetime) == (["a.example.", "b."], 0xFFFFFFFF)
+    for switches in ({}, {"dhcp_search": True}):
+        reply = handle(ICMPv6ND_RS(), answering=configured(**switches, **told))
+        assert [kind for kind, _ in option_list(reply)] == [3, 1, 5]
+    reply = handle(ICMPv6ND_RS(), answering=configured(dhcp_dns=True, **told))
+    assert [kind for kind, _ in option_list(reply)] == [3, 1, 5, 25]
+
+
+@pytest.mark.parametrize("length", range(1, 41))
+def test_search_lists_are_padded_to_whole_units(length: int) -> None:
+    """None of them by one unit too many, which would be an option of length zero."""
+    told = {"v6__dns": [OURS], "dhcp_dns": True, "dhcp_search": True, "search": ["x" * length]}
+    reply = handle(ICMPv6ND_RS(), answering=configured(**told))
+    kind, body = option_list(reply)[-1]
+    assert kind == 31
+    assert len(body) + 2 == (8 + length + 2 + 7) // 8 * 8
+    assert reply is not None and reply[ICMPv6NDOptDNSSL].searchlist == ["x" * length + "."]
+
+
+def test_advertisement_fits_the_smallest_packet() -> None:
+    name = ".".join(["a" * 60] * 4)
+    told = {"v6__dns": [OURS] * 3, "dhcp_dns": True, "dhcp_search": True, "search": [name] * 6}
+    extra = {37: b"x" * 254, 200: b"y" * 254}
+    reply = handle(ICMPv6ND_RS(), answering=configured(ra_opts=extra, **told))
+    assert reply is not None
+    assert 1000 < 40 + reply.plen <= 1280
+    search = dict(option_list(reply))[31]
+    assert search.count(b"a" * 60) == 8
+
+
+def test_options_of_the_user() -> None:
+    extra = {5: b"\0\0\0\0\5\0", 25: None, 37: b"https://portal.example/"}
+    told = {"v6__dns": [OURS], "dhcp_dns": True}
+    reply = handle(ICMPv6ND_RS(), answering=configured(ra_opts=extra, **told))
+    found = dict(option_list(reply))
+    assert sorted(found) == [1, 3, 5, 37]
+    assert reply is not None and reply[ICMPv6NDOptMTU].mtu == 1280
+    assert found[37].rstrip(b"\0") == b"https://portal.example/"
 
 
 def test_disabled_router_discovery() -> None:
@@ -170,7 +248,7 @@ def test_truncation_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_answers_are_noted() -> None:
     notes: list[str] = []
-    answering = NdpService(OUR_MAC, OURS, ASSIGNED, 65520, note=notes.append)
+    answering = NdpService(OUR_MAC, OURS, ASSIGNED, b"", note=notes.append)
     handle(ICMPv6ND_NS(tgt="fe80::1"), answering=answering)
     handle(ICMPv6ND_RS(), answering=answering)
     handle(ICMPv6ND_NS(tgt="fe80::1"), src=packed("::"), answering=answering)
@@ -196,7 +274,7 @@ def test_initial_solicitation() -> None:
 
 
 def test_no_initial_solicitation_without_address() -> None:
-    assert NdpService(OUR_MAC, OURS, None, 1500).initial_solicitation(GUEST_MAC) is None
+    assert NdpService(OUR_MAC, OURS, None, b"").initial_solicitation(GUEST_MAC) is None
 
 
 @given(st.integers(133, 136), st.binary(max_size=80), st.binary(min_size=16, max_size=16))

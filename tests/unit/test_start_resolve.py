@@ -148,6 +148,52 @@ def test_services() -> None:
     assert not (config.icmp or config.ndp or config.ra)
 
 
+def test_dhcp_needs_a_router_and_dhcpv6_an_address() -> None:
+    config = resolved()
+    assert config.dhcp and config.dhcpv6
+    assert resolved("--config-net").dhcp and resolved("--config-net").dhcpv6
+    assert not resolved(found=template(gateway4=None)).dhcp
+    assert resolved("-g", "192.0.2.3", found=template(gateway4=None)).dhcp
+    assert not resolved("--no-dhcp").dhcp and not resolved("--no-dhcpv6").dhcpv6
+    local = resolved(found=NOTHING)
+    assert local.dhcp and not local.dhcpv6
+    assert resolved("-a", "2001:db8::9", found=NOTHING).dhcpv6
+    single = resolved(versions=(False, True))
+    assert not single.dhcp and single.dhcpv6
+    assert not resolved(versions=(True, False)).dhcpv6
+    splice = resolved("--splice-only", found=NOTHING)
+    assert not (splice.dhcp or splice.dhcpv6 or splice.ra)
+
+
+def test_what_is_told_of_resolvers() -> None:
+    def told(mode: str, *words: str) -> tuple[bool, bool]:
+        options = parse(mode, [*words, "true"] if mode == "pasta" else words)
+        config = resolve(options, BOTH, template(), ResolvConf([ip("192.0.2.53")], ["a"]))
+        return config.dhcp_dns, config.dhcp_search
+
+    assert told("pasta") == (False, False)
+    assert told("pasta", "--dhcp-dns") == (True, False)
+    assert told("pasta", "--dhcp-search") == (False, True)
+    assert told("passt") == (True, True)
+    assert told("passt", "--no-dhcp-dns") == (False, True)
+    assert told("passt", "--no-dhcp-search") == (True, False)
+    for mode, words in (
+        ("passt", ["--dhcp-dns", "--dhcp-search"]),
+        ("pasta", ["--no-dhcp-dns", "--no-dhcp-search"]),
+    ):
+        for word in words:
+            with pytest.raises(UsageError, match=f"{word} is for pas(st|ta) mode only"):
+                told(mode, word)
+
+
+def test_names() -> None:
+    config = resolved("-H", "guest", "--fqdn", "guest.example.")
+    assert (config.hostname, config.fqdn) == ("guest", "guest.example")
+    for wrong in ("a..b", ".", "a" * 64, "a." * 127):
+        with pytest.raises(UsageError, match="Invalid FQDN: "):
+            resolved("--fqdn", wrong)
+
+
 def test_outbound() -> None:
     config = resolved("-o", "192.0.2.2", "--outbound-if6", "lo")
     assert config.v4.outbound_addr == ip("192.0.2.2")

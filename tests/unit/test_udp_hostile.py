@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from passt.userspace.services.services import Services
 from passt.userspace.stack import Stack
 from tests.unit.fakes import GUEST4, GUEST6, ip_frame
 from tests.unit.udp_rig import GUEST, Rig
@@ -60,7 +61,8 @@ def frames(draw: st.DrawFn) -> bytes:
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_any_frame(rig: Rig, batch: list[bytes], gso_size: int) -> None:
-    stack = Stack(rig.config, rig.nat, rig.link, None, rig.udp, None)
+    services = Services(rig.config, rig.nat, rig.link, rig.loop)
+    stack = Stack(rig.config, rig.nat, rig.link, None, rig.udp, None, services)
     rig.link.rx_gso_size = gso_size
     for frame in batch:
         stack.receive(memoryview(bytearray(frame)), 0, len(frame))

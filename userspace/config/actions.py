@@ -7,7 +7,7 @@ ordinary ones; the rest belong to a single option or two.
 
 from __future__ import annotations
 
-from passt.userspace.config import values
+from passt.userspace.config import extras, values
 from passt.userspace.config.dns import MAX_RESOLVERS
 from passt.userspace.config.errors import ImmediateExit, UsageError
 from passt.userspace.config.resolvconf import MAX_SEARCH
@@ -120,6 +120,25 @@ def _check_prefix_once(options: Options) -> None:
     """Refuse ``-n`` beside a length in ``-a``, even one of IPv6, in either order."""
     if options.prefix_given and options.netmask is not None:
         raise UsageError("Redundant prefix length specification")
+
+
+def dhcp_option(options: Options, text: str) -> None:
+    """Take a further option of DHCP."""
+    code, content = extras.read(extras.DHCP, text)
+    options.dhcp_opts[code] = content
+
+
+def dhcpv6_option(options: Options, text: str) -> None:
+    """Take a further option of DHCPv6."""
+    code, content = extras.read(extras.DHCPV6, text)
+    options.dhcpv6_opts[code] = content
+
+
+def ra_option(options: Options, text: str) -> None:
+    """Take a further option of Router Advertisements, which must stay within a packet."""
+    code, content = extras.read(extras.RA, text)
+    options.ra_opts[code] = content
+    extras.check_ra(options.ra_opts)
 
 
 def dns(options: Options, text: str) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from passt.userspace.config import values
 from passt.userspace.config.actions import (
     address,
+    dhcp_option,
+    dhcpv6_option,
     dns,
     flag,
     netmask,
@@ -16,6 +18,7 @@ from passt.userspace.config.actions import (
     path,
     per_family,
     ports,
+    ra_option,
     remap,
     search,
     show_capabilities,
@@ -28,9 +31,10 @@ from passt.userspace.config.actions import (
 from passt.userspace.config.model import MAX_MTU
 from passt.userspace.config.ports import TCP_NS, TCP_PORTS, UDP_NS, UDP_PORTS
 from passt.userspace.config.resolvconf import MAX_SEARCH
-from passt.userspace.config.table import ADD, FAMILY, PASTA, Option
+from passt.userspace.config.table import ADD, FAMILY, PASST, PASTA, Option
 
 PASTA_ONLY = (PASTA,)
+PASST_ONLY = (PASST,)
 
 _PORTS_DEFAULT = "auto in pasta, none in passt"
 _PORTS_DETAILS = (
@@ -44,6 +48,13 @@ _PORTS_DETAILS = (
     "without it, the host listens on all its addresses of the enabled IP versions. IPv6 "
     "addresses may be put in brackets. Only `0.0.0.0` or an address can have an IPv4 target, "
     "only `::` or an address an IPv6 one."
+)
+
+_EXTRA_DETAILS = (
+    "VALUE can be preceded by a type and a colon: {types}, `name` (domain names, likewise), "
+    "`str`, `u8`, `u16`, `u32` (numbers of that many bits), `hex` (bytes in hexadecimal). It must "
+    "be for codes whose type is not known to the program. With an empty VALUE the option is not "
+    "told. Of several for one CODE the last counts."
 )
 
 _BY_HAND = "Without `--config-net` the namespace has to configure itself accordingly."
@@ -320,7 +331,96 @@ TABLE: tuple[Option, ...] = (
         "NAME",
         value("hostname", values.hostname),
         default='"pasta-" and the old name',
-        help="Host name of a started command",
+        help="Host name for the guest, and of a started command",
+        details="It is told by DHCP, if given.",
+    ),
+    Option(
+        "fqdn",
+        "",
+        "NAME",
+        value("fqdn", values.fqdn),
+        default="none",
+        help="Fully qualified domain name for the guest, told by DHCP and DHCPv6",
+    ),
+    Option(
+        "no-dhcp",
+        "",
+        "",
+        flag("no_dhcp"),
+        help="Do not answer DHCP and BOOTP clients",
+        details="There is an answer only if there is a router address to tell.",
+    ),
+    Option(
+        "no-dhcpv6",
+        "",
+        "",
+        flag("no_dhcpv6"),
+        help="Do not answer DHCPv6 clients",
+        details="There is an answer only if there is an address to assign.",
+    ),
+    Option(
+        "dhcp-opt",
+        "",
+        "CODE:VALUE",
+        dhcp_option,
+        repeat=ADD,
+        help="Further option for DHCP, or another value for one",
+        details=_EXTRA_DETAILS.format(types="`ip` (IPv4 addresses, separated by commas)")
+        + " It is left out of an answer if it does not fit into a packet of 576 bytes. "
+        "Examples: `42:192.0.2.1,192.0.2.2`, `66:boot.example`, `51:3600`, `224:hex:0a0b`.",
+    ),
+    Option(
+        "dhcpv6-opt",
+        "",
+        "CODE:VALUE",
+        dhcpv6_option,
+        repeat=ADD,
+        help="Further option for DHCPv6, or another value for one",
+        details=_EXTRA_DETAILS.format(types="`ip` (IPv6 addresses, separated by commas)"),
+    ),
+    Option(
+        "ra-opt",
+        "",
+        "CODE:VALUE",
+        ra_option,
+        repeat=ADD,
+        help="Further option for Router Advertisements, or another value for one",
+        details=_EXTRA_DETAILS.format(types="`ip` (IPv6 addresses, separated by commas)")
+        + " Bytes in hexadecimal are what follows type and length, and are filled up to a multiple "
+        "of 8.",
+    ),
+    Option(
+        "dhcp-dns",
+        "",
+        "",
+        flag("dhcp_dns"),
+        modes=PASTA_ONLY,
+        help="Tell resolvers by DHCP, DHCPv6 and Router Advertisements",
+    ),
+    Option(
+        "dhcp-search",
+        "",
+        "",
+        flag("dhcp_search"),
+        modes=PASTA_ONLY,
+        help="Tell search domains by DHCP, DHCPv6 and Router Advertisements",
+        details="Router Advertisements hold them only together with resolvers.",
+    ),
+    Option(
+        "no-dhcp-dns",
+        "",
+        "",
+        flag("no_dhcp_dns"),
+        modes=PASST_ONLY,
+        help="Do not tell resolvers by DHCP, DHCPv6 and Router Advertisements",
+    ),
+    Option(
+        "no-dhcp-search",
+        "",
+        "",
+        flag("no_dhcp_search"),
+        modes=PASST_ONLY,
+        help="Do not tell search domains by DHCP, DHCPv6 and Router Advertisements",
     ),
     Option(
         "dns",
@@ -508,7 +608,7 @@ TABLE: tuple[Option, ...] = (
         "",
         flag("splice_only"),
         modes=PASTA_ONLY,
-        implies=("host_lo_to_ns_lo", "no_icmp", "no_ndp", "no_ra"),
+        implies=("host_lo_to_ns_lo", "no_icmp", "no_ndp", "no_ra", "no_dhcp", "no_dhcpv6"),
         excludes=(
             "no-splice",
             "outbound-if4",

@@ -104,11 +104,15 @@ class Config:
         "debug",
         "dhcp",
         "dhcp_dns",
+        "dhcp_opts",
         "dhcp_search",
         "dhcpv6",
+        "dhcpv6_opts",
         "foreground",
+        "fqdn",
         "freebind",
         "host_lo_to_ns_lo",
+        "hostname",
         "icmp",
         "max_memory",
         "mode",
@@ -120,6 +124,7 @@ class Config:
         "pcap_size",
         "quiet",
         "ra",
+        "ra_opts",
         "rule_caps",
         "rules",
         "rules_ns",
@@ -155,6 +160,13 @@ class Config:
         self.dhcp_search = False
         #: Domains to search for names without dots: valid ones, no dot at the end.
         self.search: list[str] = []
+        #: Names that DHCP and DHCPv6 tell the guest, empty for none.
+        self.hostname = ""
+        self.fqdn = ""
+        #: Values of options by the user, ``None`` for those to leave out.
+        self.dhcp_opts: dict[int, bytes | None] = {}
+        self.dhcpv6_opts: dict[int, bytes | None] = {}
+        self.ra_opts: dict[int, bytes | None] = {}
         self.config_net = False
         self.foreground = False
         self.debug = False

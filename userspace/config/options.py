@@ -76,7 +76,9 @@ class Options:
         "config_net",
         "debug",
         "dhcp_dns",
+        "dhcp_opts",
         "dhcp_search",
+        "dhcpv6_opts",
         "dns_forward_v4",
         "dns_forward_v6",
         "dns_host_v4",
@@ -84,6 +86,7 @@ class Options:
         "dns_v4",
         "dns_v6",
         "foreground",
+        "fqdn",
         "freebind",
         "gateway_v4",
         "gateway_v6",
@@ -135,6 +138,7 @@ class Options:
         "prefix_v4",
         "prefix_v6",
         "quiet",
+        "ra_opts",
         "rule_caps",
         "rules",
         "rules_ns",
@@ -194,6 +198,7 @@ class Options:
         self.ipv4_only = False
         self.ipv6_only = False
         self.hostname = ""
+        self.fqdn = ""
         self.map_host_loopback_v4: bytes | None = None
         self.map_host_loopback_v6: bytes | None = None
         self.map_guest_addr_v4: bytes | None = None
@@ -222,6 +227,11 @@ class Options:
         self.no_ra = False
         self.no_dhcp = False
         self.no_dhcpv6 = False
+        #: Values of further options of DHCP, DHCPv6 and router advertisements by code, ``None``
+        #: for those to leave out.
+        self.dhcp_opts: dict[int, bytes | None] = {}
+        self.dhcpv6_opts: dict[int, bytes | None] = {}
+        self.ra_opts: dict[int, bytes | None] = {}
         #: ``-t``, ``-u``, ``-T`` and ``-U`` in order, with their specifiers.
         self.port_specs: list[tuple[PortOption, str]] = []
         #: Set once parsing is over: the rules that ``port_specs`` and defaults amount to, for

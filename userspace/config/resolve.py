@@ -92,6 +92,11 @@ def resolve(
     config.dhcp = config.v4.enabled and not options.no_dhcp and config.v4.gateway is not None
     # An address that is learned from the guest later on is none that we could assign.
     config.dhcpv6 = config.v6.enabled and not options.no_dhcpv6 and config.v6.addr is not None
+    config.hostname = options.hostname
+    config.fqdn = options.fqdn
+    config.dhcp_opts = options.dhcp_opts
+    config.dhcpv6_opts = options.dhcpv6_opts
+    config.ra_opts = options.ra_opts
     dns.settle(config, options, resolvers)
     config.config_net = options.config_net
     config.foreground = options.foreground

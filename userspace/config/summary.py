@@ -69,12 +69,22 @@ def _link_lines(config: Config) -> list[str]:
 
     lines += ["MAC:", f"    host: {config.our_mac.hex(':')}"]
     if config.v4.enabled:
-        lines += _mapped(config.v4, "127.0.0.1") + _dns_lines(config, config.v4)
+        lines += _mapped(config.v4, "127.0.0.1")
+        if config.dhcp:
+            mask = 0xFFFFFFFF << (32 - config.v4.prefix_len) & 0xFFFFFFFF
+            lines += [
+                "DHCP:",
+                f"    assign: {_or_unspecified(config.v4.addr)}",
+                f"    mask: {address_text(mask.to_bytes(4, 'big'))}",
+                f"    router: {_or_unspecified(config.v4.gateway)}",
+            ]
+        lines += _dns_lines(config, config.v4)
     if config.v6.enabled:
         lines += _mapped(config.v6, "::1")
-        if config.ndp:
+        servers = [name for name, on in (("NDP", config.ndp), ("DHCPv6", config.dhcpv6)) if on]
+        if servers:
             lines += [
-                "NDP:",
+                f"{'/'.join(servers)}:",
                 f"    assign: {_or_unspecified(config.v6.addr)}",
                 f"    router: {_or_unspecified(config.v6.gateway)}",
                 f"    our link-local: {_or_unspecified(config.v6.our_ll)}",

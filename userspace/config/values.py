@@ -20,6 +20,7 @@ import socket
 from passt.userspace.config.errors import UsageError
 from passt.userspace.config.model import MAX_MTU
 from passt.userspace.flow.rules import is_ifname
+from passt.userspace.wire.names import labels
 
 #: Longest host name in bytes (RFC 1035, 2.3.4, less length octets).
 MAX_HOSTNAME = 253
@@ -136,6 +137,14 @@ def hostname(text: str) -> str:
     if len(os.fsencode(text)) > MAX_HOSTNAME:
         raise UsageError(f"Invalid hostname: {text}")
     return text
+
+
+def fqdn(text: str) -> str:
+    """Return a fully qualified domain name without a dot at its end; empty stands for none."""
+    encoded = os.fsencode(text)
+    if len(encoded) > MAX_HOSTNAME or (text and labels(encoded) is None):
+        raise UsageError(f"Invalid FQDN: {text}")
+    return text.removesuffix(".")
 
 
 def ifname(text: str) -> str:

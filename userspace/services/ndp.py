@@ -6,7 +6,10 @@ Those from the unspecified address are duplicate detection and never answered: t
 well have the address that the guest is about to use.
 
 **Router solicitations** are answered at once with one advertisement: the /64 of the guest's
-global address, our MAC, the MTU.  Advertisements by the guest are swallowed.
+global address, our MAC, the MTU, resolvers and search list (RFC 8106).  The lifetimes of all of
+these are infinite, except that of the router itself, for which 65535 s are the most (RFC 8319).
+Thus from the first solicitation on, an advertisement is sent to all nodes now and then
+(:meth:`NdpService.on_solicited`).  Advertisements by the guest are swallowed.
 
 Answers come from our link-local address; guests ignore a router that uses any other.  All
 frames go to the guest's MAC, also those to multicast groups: it is alone on its link.  Hop
@@ -15,12 +18,42 @@ limit, checksum and options of requests are not verified.
 
 from __future__ import annotations
 
-from passt.userspace.wire import Octets, drops, icmp, ndp
+import os
+
+from passt.userspace.wire import Octets, drops, icmp, names, ndp
 from passt.userspace.wire.ipv6 import ALL_NODES, LOOPBACK, UNSPECIFIED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from passt.userspace.config.model import Config
+
+NOTE_ADVERTISED = "NDP: received NS, sending NA"
+
+#: Bytes that the search list may take, so that the whole message fits a packet of 1280 bytes with
+#: headers (56), prefix, MAC and MTU (48), three resolvers (56), and options of the user's.
+_MAX_SEARCH = 1280 - 56 - 48 - 56 - 8 - ndp.MAX_USER_OPTIONS
+
+
+def offers(config: Config) -> bytes:
+    """The options that ``config`` has to tell in advertisements, beside prefix and MAC."""
+    told: dict[int, bytes] = {}
+    if config.mtu:
+        told[ndp.MTU] = ndp.mtu_body(config.mtu)
+    if config.dhcp_dns and config.v6.dns:
+        told[ndp.RESOLVERS] = ndp.dns_body(b"".join(config.v6.dns))
+        # A list without resolvers confuses clients.
+        if config.dhcp_search:
+            search = names.encode_list(list(map(os.fsencode, config.search)), _MAX_SEARCH)
+            if search:
+                told[ndp.SEARCH_LIST] = ndp.dns_body(search)
+    for kind, body in config.ra_opts.items():
+        if body is None:
+            told.pop(kind, None)
+        else:
+            told[kind] = body
+    return b"".join(ndp.option(kind, body) for kind, body in sorted(told.items()))
 
 
 class NdpService:
@@ -28,21 +61,22 @@ class NdpService:
 
     ``our_mac`` and ``our_ll`` are our link-layer and link-local address; ``guest_addr`` is
     the address assigned to the guest, ``None`` as long as there is none (it may be changed
-    later); ``mtu`` in bytes, 0 to announce none.  With ``neighbours`` false nothing at all
-    is answered (``--no-ndp``), with ``router`` false no router solicitation (``--no-ra``,
-    ``--config-net``).  ``mac_for(address)`` gives the MAC to show for an address; without
-    it that is ours.  ``note(text)`` is told of each answer, with a constant text.
+    later); ``told`` are the further options of advertisements.  With ``neighbours`` false
+    nothing at all is answered (``--no-ndp``), with ``router`` false no router solicitation
+    (``--no-ra``, ``--config-net``).  ``mac_for(address)`` gives the MAC to show for an address;
+    without it that is ours.  ``note(text)`` is told of each answer, with a constant text.
     """
 
     __slots__ = (
         "_mac_for",
-        "_mtu",
         "_neighbours",
         "_note",
         "_our_ll",
         "_our_mac",
         "_router",
+        "_told",
         "guest_addr",
+        "on_solicited",
     )
 
     def __init__(
@@ -50,7 +84,7 @@ class NdpService:
         our_mac: bytes,
         our_ll: bytes,
         guest_addr: bytes | None,
-        mtu: int,
+        told: bytes,
         *,
         neighbours: bool = True,
         router: bool = True,
@@ -60,11 +94,13 @@ class NdpService:
         self._our_mac = our_mac
         self._our_ll = our_ll
         self.guest_addr = guest_addr
-        self._mtu = mtu
+        self._told = told
         self._neighbours = neighbours
         self._router = router and neighbours
         self._mac_for = mac_for
         self._note = note
+        #: Called when a router solicitation is answered.
+        self.on_solicited: Callable[[], None] | None = None
 
     def handle(self, buf: Octets, off: int, end: int, src: bytes, guest_mac: bytes) -> bytes | None:
         """The answer to the ICMPv6 message ``buf[off:end]`` from ``src``, or ``None``.
@@ -85,6 +121,8 @@ class NdpService:
             if self._router:
                 if self._note is not None:
                     self._note("NDP: received RS, sending RA")
+                if self.on_solicited is not None:
+                    self.on_solicited()
                 # A solicitor without address listens to all nodes (RFC 4861, 6.2.6).
                 return self.router_advertisement(
                     ALL_NODES if src == UNSPECIFIED else src, guest_mac
@@ -108,7 +146,7 @@ class NdpService:
         ):
             return None
         if self._note is not None:
-            self._note("NDP: received NS, sending NA")
+            self._note(NOTE_ADVERTISED)
         mac = self._our_mac if self._mac_for is None else self._mac_for(target)
         message = ndp.neighbour_advertisement(target, mac)
         return icmp.frame6(guest_mac, self._our_mac, self._our_ll, src, message)
@@ -119,7 +157,7 @@ class NdpService:
         if prefix is not None and prefix[0] == 0xFE and prefix[1] & 0xC0 == 0x80:
             # A link-local address is no reason to announce fe80::/64.
             prefix = None
-        message = ndp.router_advertisement(self._our_mac, prefix, self._mtu)
+        message = ndp.router_advertisement(self._our_mac, prefix, self._told)
         return icmp.frame6(guest_mac, self._our_mac, self._our_ll, dst, message)
 
     def initial_solicitation(self, guest_mac: bytes) -> bytes | None:

@@ -41,6 +41,9 @@ ICMP_SHORT = 25
 ICMP_TYPE = 26
 ARP_FORMAT = 27
 NDP_SHORT = 28
+DHCP_FORMAT = 29
+DHCPV6_FORMAT = 30
+SERVICE_RATE = 31
 
 #: Text of each reason, indexed by its number.
 NAMES = (
@@ -73,6 +76,9 @@ NAMES = (
     "ICMP type not handled",
     "ARP truncated or not Ethernet/IPv4",
     "NDP message truncated",
+    "DHCP message malformed",
+    "DHCPv6 message malformed",
+    "configuration asked for too often",
 )
 
 #: Frames dropped so far, indexed by reason.

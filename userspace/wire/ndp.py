@@ -20,13 +20,18 @@ NEIGHBOUR_SOLICITATION_LEN = 24
 #: Where the target starts in a neighbour message.
 TARGET_OFFSET = 8
 
+#: Bytes of options that users may add to an advertisement.
+MAX_USER_OPTIONS = 512
+
 #: Lifetime that never ends, in options.
 INFINITE = 0xFFFFFFFF
 
 _SOURCE_LINK_LAYER = 1
 _TARGET_LINK_LAYER = 2
-_PREFIX_INFORMATION = 3
-_MTU = 5
+PREFIX_INFORMATION = 3
+MTU = 5
+RESOLVERS = 25
+SEARCH_LIST = 31
 
 #: Type, code, checksum, flags (upper 3 bits of a word), target.
 _NEIGHBOUR = struct.Struct("!BBHI16s")
@@ -35,7 +40,10 @@ _ROUTER = struct.Struct("!BBHBBHII")
 #: Type, length / 8, prefix length, flags, valid and preferred lifetime, reserved, prefix.
 _PREFIX = struct.Struct("!BBBBIII16s")
 _LINK_LAYER = struct.Struct("!BB6s")
-_MTU_OPTION = struct.Struct("!BBHI")
+#: Reserved, MTU.
+_MTU_BODY = struct.Struct("!HI")
+#: Reserved, lifetime; of resolvers and search lists (RFC 8106).
+_DNS_BODY = struct.Struct("!HI")
 
 #: Router, solicited, override.
 _ANSWER_FLAGS = 0xE0000000
@@ -66,18 +74,34 @@ def neighbour_advertisement(target: bytes, mac: bytes) -> bytearray:
     return message
 
 
-def router_advertisement(mac: bytes, prefix: bytes | None, mtu: int) -> bytearray:
+def mtu_body(mtu: int) -> bytes:
+    """The body of an MTU option."""
+    return _MTU_BODY.pack(0, mtu)
+
+
+def dns_body(content: bytes) -> bytes:
+    """The body of a RESOLVERS or SEARCH_LIST option that is valid for ever."""
+    return _DNS_BODY.pack(0, INFINITE) + content
+
+
+def option(kind: int, body: bytes) -> bytes:
+    """An option, filled up with zeroes to a multiple of 8 bytes; ``body`` fits 255 of these."""
+    units = (len(body) + 9) // 8
+    return bytes((kind, units)) + body.ljust(units * 8 - 2, b"\0")
+
+
+def router_advertisement(mac: bytes, prefix: bytes | None, options: bytes) -> bytearray:
     """An advertisement of the router at ``mac``.
 
     ``prefix`` is an address of the /64 to announce, without limit of lifetime, or ``None``;
-    ``mtu`` is in bytes, 0 for none.
+    ``options`` are further ones, complete.
     """
     message = bytearray(
         _ROUTER.pack(ROUTER_ADVERTISEMENT, 0, 0, _HOP_LIMIT, _MANAGED, _ROUTER_LIFETIME, 0, 0)
     )
     if prefix is not None:
         message += _PREFIX.pack(
-            _PREFIX_INFORMATION,
+            PREFIX_INFORMATION,
             4,
             64,
             _PREFIX_FLAGS,
@@ -87,6 +111,5 @@ def router_advertisement(mac: bytes, prefix: bytes | None, mtu: int) -> bytearra
             prefix[:8] + b"\0" * 8,
         )
     message += _LINK_LAYER.pack(_SOURCE_LINK_LAYER, 1, mac)
-    if mtu:
-        message += _MTU_OPTION.pack(_MTU, 1, 0, mtu)
+    message += options
     return message

@@ -1,0 +1,158 @@
+"""All services of one guest: made from the configuration, fed by the stack.
+
+A frame for a service goes no further, also if the service is off: nobody on the host wants
+the DHCP requests of a guest.  Answers about configuration are limited in number, those to ARP
+and neighbour solicitations are not, as their number follows from the guest's traffic.
+"""
+
+from __future__ import annotations
+
+import time
+
+from passt.userspace import log
+from passt.userspace.services.arp import ArpService
+from passt.userspace.services.ndp import NOTE_ADVERTISED, NdpService
+from passt.userspace.services.ndp import offers as ra_offers
+from passt.userspace.wire import drops
+from passt.userspace.wire.ipv6 import ALL_NODES
+from passt.userspace.wire.ndp import ROUTER_SOLICITATION
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from passt.userspace.config.model import Config
+    from passt.userspace.flow.nat import Nat
+    from passt.userspace.link.base import Link
+    from passt.userspace.loop import Loop
+    from passt.userspace.services.dhcp import DhcpService
+    from passt.userspace.services.dhcpv6 import Dhcp6Service
+
+#: UDP ports of servers; the codecs are not imported where the services are off.
+_DHCP = 67
+_DHCP6 = 547
+
+#: Requests for configuration that are answered at once, and in each second thereafter.
+BURST = 50
+RATE = 20.0
+
+
+class Services:
+    """Takes what the guest asks, and sends what it is answered."""
+
+    def __init__(self, config: Config, nat: Nat, link: Link, loop: Loop) -> None:
+        self._config = config
+        self._nat = nat
+        self._link = link
+        self._loop = loop
+        self._allowance = float(BURST)
+        self._counted = loop.now
+        v4, v6 = config.v4, config.v6
+        self._arp = ArpService(config.our_mac, v4.gateway, v4.addr)
+        self._ndp: NdpService | None = None
+        self._dhcp: DhcpService | None = None
+        self._dhcp6: Dhcp6Service | None = None
+        #: What DHCPv6 assigns.
+        self._lease6 = v6.addr
+        if config.dhcp and v4.gateway is not None and v4.addr is not None:
+            from passt.userspace.services import dhcp as server
+
+            told = server.offers(config)
+            self._dhcp = server.DhcpService(config.our_mac, v4.gateway, v4.addr, told, _note_dhcp)
+        if not v6.enabled or v6.our_ll is None:
+            return
+        self._ndp = NdpService(
+            config.our_mac,
+            v6.our_ll,
+            v6.addr,
+            ra_offers(config),
+            neighbours=config.ndp,
+            router=config.ra,
+            note=_note_ndp,
+        )
+        if config.ra:
+            from passt.userspace.services.advertiser import Advertiser
+
+            self._ndp.on_solicited = Advertiser(loop, self._advertise, _note_ndp).start
+        if config.dhcpv6 and v6.addr is not None:
+            from passt.userspace.services import dhcpv6 as server6
+
+            told6 = server6.offers(config)
+            self._dhcp6 = server6.Dhcp6Service(
+                config.our_mac, v6.our_ll, v6.addr, told6, time.time(), _note_dhcpv6
+            )
+
+    def arp(self, buf: memoryview, off: int, end: int) -> None:
+        """Serve the ARP frame ``buf[off:end]``."""
+        self._send(self._arp.handle(buf, off, end))
+
+    def udp4(self, buf: memoryview, l4: int, end: int) -> bool:
+        """Serve the datagram ``buf[l4:end]`` over IPv4; False if it is for no service."""
+        if buf[l4 + 2] << 8 | buf[l4 + 3] != _DHCP:
+            return False
+        if self._dhcp is not None and self._admits():
+            self._send(self._dhcp.handle(buf, l4, end, self._link.guest_mac))
+        return True
+
+    def udp6(self, buf: memoryview, l4: int, end: int, src: bytes, dst: bytes) -> bool:
+        """Serve the datagram ``buf[l4:end]`` over IPv6; False if it is for no service."""
+        if buf[l4 + 2] << 8 | buf[l4 + 3] != _DHCP6:
+            return False
+        if self._dhcp6 is not None and self._admits():
+            reply = self._dhcp6.handle(buf, l4, end, src, dst, self._link.guest_mac)
+            self._send(reply)
+            if reply is not None and self._lease6 is not None:
+                self._nat.observe6(self._lease6)
+        return True
+
+    def ndp(self, buf: memoryview, l4: int, end: int, src: bytes) -> None:
+        """Serve the ICMPv6 message ``buf[l4:end]`` of a type that belongs to NDP."""
+        service = self._ndp
+        if service is None or (buf[l4] == ROUTER_SOLICITATION and not self._admits()):
+            return
+        # In local mode the guest's address is learned from what it sends.
+        service.guest_addr = self._config.v6.addr
+        self._send(service.handle(buf, l4, end, src, self._link.guest_mac))
+
+    def announce(self) -> None:
+        """Ask the guest for its link-layer address, once the link can carry frames."""
+        if self._config.v4.enabled:
+            self._send(self._arp.initial_request())
+        if self._ndp is not None:
+            self._send(self._ndp.initial_solicitation(self._link.guest_mac))
+
+    def _advertise(self) -> None:
+        if self._ndp is not None:
+            self._send(self._ndp.router_advertisement(ALL_NODES, self._link.guest_mac))
+
+    def _admits(self) -> bool:
+        """Count a request for configuration; False if there were too many lately."""
+        now = self._loop.now
+        self._allowance = min(BURST, self._allowance + (now - self._counted) * RATE)
+        self._counted = now
+        if self._allowance < 1.0:
+            drops.bump(drops.SERVICE_RATE)
+            return False
+        self._allowance -= 1.0
+        return True
+
+    def _send(self, frame: bytes | None) -> None:
+        if frame is not None:
+            self._link.send_frame(frame)
+
+
+# Tell the user, but not as often as the guest would like.
+
+
+def _note_dhcp(text: str) -> None:
+    log.limited("dhcp", log.INFO, "%s", text)
+
+
+def _note_dhcpv6(text: str) -> None:
+    log.limited("dhcpv6", log.INFO, "%s", text)
+
+
+def _note_ndp(text: str) -> None:
+    if text == NOTE_ADVERTISED:
+        # Kernels confirm their neighbours all the time.
+        log.limited("ndp-neighbour", log.DEBUG, "%s", text)
+    else:
+        log.limited("ndp", log.INFO, "%s", text)
