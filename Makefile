@@ -62,6 +62,10 @@ $(BIN)/python:
 		fi; \
 		$(PYTHON) -m venv $(VENV); \
 	}
+# Start-up time: scripts made by older versions of pip import `re`, and the hooks of setuptools
+# are loaded by every interpreter.
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --upgrade pip
+	@$(BIN)/python -m pip uninstall -q -y setuptools
 
 # A regular install, not an editable one: its modules are compiled and found without detours,
 # which start-up time notices.

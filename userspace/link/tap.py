@@ -19,6 +19,7 @@ import os
 import struct
 from time import monotonic
 
+from passt.syscalls.mmsg import anonymous
 from passt.userspace.link.base import GSO_NONE, MAX_FRAME, Link
 from passt.userspace.loop import EPOLLERR, EPOLLHUP
 from passt.userspace.wire.checksum import complete
@@ -36,6 +37,7 @@ _GSO_SIZE = struct.Struct("=H")
 _NEEDS_CSUM = 1
 
 #: Read space of one frame: header, Ethernet header, a maximum IP packet, and room to spare.
+#: All but the first are for frames that are held until the batch ends, and take no memory before.
 _SLOT = 65536 + 128
 
 #: Seconds between wake-ups above which a frame is taken to come alone.
@@ -76,7 +78,8 @@ class TapLink(Link):
         self.gso_udp = vnet_hdr and gso_udp
         self._on_dead: Callable[[str], None] | None = on_dead
         self.tx = memoryview(bytearray(VNET_HDR_LEN + MAX_FRAME + 64))
-        slots = [memoryview(bytearray(_SLOT)) for _ in range(BATCH)]
+        memory = anonymous(BATCH * _SLOT).view
+        slots = [memory[start : start + _SLOT] for start in range(0, BATCH * _SLOT, _SLOT)]
         self._slots = slots
         #: One single-element vector per slot, made once for readv().
         self._vectors = [[slot[self._skip :]] for slot in slots]
