@@ -18,7 +18,7 @@ from passt.userspace.config.model import Config
 from passt.userspace.services import services
 from passt.userspace.services.dhcp import DhcpService, offers
 from passt.userspace.wire import drops
-from tests.unit.fakes import GATEWAY4, GUEST4, GUEST_MAC, OUR_MAC, config
+from tests.unit.fakes import GATEWAY4, GUEST4, GUEST6, GUEST_MAC, OUR_MAC, config, udp_frame
 from tests.unit.services_rig import MAC_TEXT, Rig, dhcp_frame, ip
 
 Make = Callable[..., Rig]
@@ -362,6 +362,35 @@ def test_mutated_requests(make: Make) -> None:
             assert 14 + 328 <= len(answer) <= 14 + 576
             answered += 1
     assert answered > 100
+
+
+class Forwarder:
+    """A UDP translator that only counts."""
+
+    def __init__(self) -> None:
+        self.ports: list[int] = []
+        self.flows: dict[bytes, object] = {}
+
+    def input(self, buf: memoryview, _off: int, l4: int, _end: int, _version: int) -> bool:
+        self.ports.append(buf[l4 + 2] << 8 | buf[l4 + 3])
+        return False
+
+    def batch_end(self) -> None:
+        """Nothing was put off."""
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("enabled", [False, True])
+def test_ports_of_services_are_never_forwarded(make: Make, enabled: bool, version: int) -> None:
+    """Whatever their destination, and whether the service is on."""
+    rig = make(dhcp=enabled, dhcpv6=enabled)
+    forwarder = Forwarder()
+    rig.stack._udp = forwarder
+    own = 67 if version == 4 else 547
+    for port in (own - 1, own, own + 1, own << 8 & 0xFFFF):
+        source, target = (GUEST4, "203.0.113.9") if version == 4 else (GUEST6, "2001:db8:9::9")
+        assert rig.send(udp_frame(source, ip(target), 1234, port, b"x")) == []
+    assert forwarder.ports == [own - 1, own + 1, own << 8 & 0xFFFF]
 
 
 def test_disabled_service_swallows(make: Make) -> None:

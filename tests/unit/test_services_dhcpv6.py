@@ -303,7 +303,10 @@ def test_foreign_address(rig: Rig, kind: type[Packet], association: type[Packet]
     assert reply is not None and DHCP6_Reply in reply
     told = options(reply)
     code = 3 if association is DHCP6OptIA_NA else 4
-    assert [number for number, _ in told] == [2, code, 1]
+    confirm = kind is DHCP6_Confirm
+    assert [number for number, _ in told] == [2, code, 1, *([13] if confirm else [])]
+    if confirm:
+        assert told[3][1] == b"\0\4Prefix not appropriate for link."
     fixed = bytes(offending)[4 : 16 if code == 3 else 8]
     assert told[1][1] == fixed + b"\0\x0d\0\x22\0\4Prefix not appropriate for link."
     assert len(told[1][1]) == (50 if code == 3 else 42)

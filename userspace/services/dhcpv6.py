@@ -145,15 +145,18 @@ class Dhcp6Service:
                     continue
                 text = socket.inet_ntop(socket.AF_INET6, addr)
                 self._tell(f"DHCPv6: requested address {text} not on link")
-                refusal = association.fixed + dhcp6.status(dhcp6.NOT_ON_LINK, _NOT_ON_LINK)
-                return b"".join(
+                status = dhcp6.status(dhcp6.NOT_ON_LINK, _NOT_ON_LINK)
+                payload = b"".join(
                     (
                         dhcp6.header(dhcp6.REPLY, message.xid),
                         dhcp6.option(dhcp6.SERVER_ID, self._server_id),
-                        dhcp6.option(association.code, refusal),
+                        dhcp6.option(association.code, association.fixed + status),
                         dhcp6.option(dhcp6.CLIENT_ID, message.client_id),
                     )
                 )
+                # A client that asks for confirmation looks for the status of the message, not
+                # of the association, and else keeps its address (RFC 8415, 18.3.3).
+                return payload + status if message.kind == dhcp6.CONFIRM else payload
         return None
 
     def _answer(self, message: dhcp6.Message, kind: int) -> bytes:

@@ -1,0 +1,119 @@
+"""Real clients of the configuration services: dhclient, dhcpcd, udhcpc.
+
+They run as root in the guest's network namespace, and in a mount namespace where whatever they
+keep in the file system is kept in memory. Each calls a *script* when something happens, ours:
+it configures the address, so that renewals work as they should, and adds a line of all that the
+client told it to a file, from which the test reads (:class:`Events`).
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from .netns import Netns, wait_for
+
+#: dhclient and udhcpc; both in terms of dhclient's variables where they differ.
+_SCRIPT = """#!/bin/sh
+PATH=/usr/sbin:/usr/bin:/sbin:/bin
+reason=${reason:-$1}
+if [ -n "$new_ip_address" ]; then
+    ip address replace "$new_ip_address/$new_subnet_mask" dev "$interface"
+elif [ -n "$new_ip6_address" ]; then
+    ip address replace "$new_ip6_address/128" dev "$interface" nodad
+elif [ "$reason" != deconfig ] && [ -n "$ip" ]; then
+    ip address replace "$ip/$mask" dev "$interface"
+fi
+{ printf 'reason=%s\\n' "$reason"; env; echo; } >>EVENTS
+exit 0
+"""
+
+_PRIVATE = """
+for folder in /var/lib/dhcp /var/lib/dhcpcd /var/lib/dhcpcd5 /run; do
+    [ ! -d "$folder" ] || mount -t tmpfs tmpfs "$folder" || exit 1
+done
+exec "$@"
+"""
+
+
+class Events:
+    """What a client told its script so far."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "events"
+        self.path.touch()
+        self.script = folder / "script"
+        self.script.write_text(_SCRIPT.replace("EVENTS", shlex.quote(str(self.path))))
+        self.script.chmod(0o755)
+
+    def all(self) -> list[dict[str, str]]:
+        """The variables of each call, complete ones only."""
+        calls = self.path.read_text().split("\n\n")[:-1]
+        return [
+            dict(line.split("=", 1) for line in reversed(call.split("\n")) if "=" in line)
+            for call in calls
+        ]
+
+    def reasons(self) -> list[str]:
+        """Why the script was called, in order."""
+        return [call["reason"] for call in self.all()]
+
+    def wait(self, reason: str, count: int = 1, timeout: float = 30.0) -> dict[str, str]:
+        """The variables of the *count*-th call for *reason*, once there was one."""
+
+        def find() -> dict[str, str]:
+            found = [call for call in self.all() if call["reason"] == reason]
+            return found[count - 1] if len(found) >= count else {}
+
+        return wait_for(find, timeout, f"{reason} ({count}) among {self.reasons()}")
+
+
+class Clients:
+    """Starts clients on *interface* of the namespace *ns*; *folder* is theirs."""
+
+    def __init__(self, ns: Netns, interface: str, folder: Path) -> None:
+        self.ns = ns
+        self.interface = interface
+        self.folder = folder
+        self.events = Events(folder)
+
+    def start(self, words: Sequence[str]) -> subprocess.Popen[str]:
+        """Start a client, its output in the file ``log`` of the folder."""
+        with open(self.folder / "log", "a") as log:
+            return self.ns.popen(
+                ["unshare", "--mount", "sh", "-c", _PRIVATE, "sh", *words],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def log(self) -> str:
+        """What the clients have printed."""
+        return (self.folder / "log").read_text()
+
+    def dhclient(self, version: int, conf: str = "") -> subprocess.Popen[str]:
+        """Start dhclient in foreground; leases and identity stay in the folder."""
+        path = self.folder / "dhclient.conf"
+        path.write_text(conf)
+        leases = self.folder / f"dhclient{version}.leases"
+        leases.touch()
+        return self.start(
+            [
+                *("dhclient", f"-{version}", "-d", "-v", "-cf", str(path), "-lf", str(leases)),
+                *("-pf", str(self.folder / "pid"), "-sf", str(self.events.script)),
+                self.interface,
+            ]
+        )
+
+    def udhcpc(self, *options: str) -> subprocess.Popen[str]:
+        """Start udhcpc in foreground."""
+        words = ["-f", "-i", self.interface, "-s", str(self.events.script), "-t", "10", "-T", "1"]
+        return self.start(["udhcpc", *words, *options])
+
+    def dhcpcd(self, version: int, *options: str) -> subprocess.Popen[str]:
+        """Start dhcpcd in foreground; it configures the interface by itself."""
+        conf = self.folder / "dhcpcd.conf"
+        conf.write_text("duid\noption domain_name_servers, domain_search, interface_mtu\n")
+        words = ["-B", "-d", f"-{version}", "-f", str(conf), "-c", str(self.events.script)]
+        return self.start(["dhcpcd", *words, *options, self.interface])
