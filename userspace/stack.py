@@ -24,6 +24,8 @@ from passt.userspace.wire.ndp import is_ndp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Protocol
+
     from passt.userspace.config.model import Config
     from passt.userspace.flow.nat import Nat
     from passt.userspace.icmp import Icmp
@@ -33,6 +35,13 @@ if TYPE_CHECKING:
     from passt.userspace.udp import Udp
     from passt.userspace.udp.flow import UdpFlow
 
+    class Translator(Protocol):
+        """What takes the packets of a protocol."""
+
+        def input(self, buf: memoryview, off: int, l4: int, end: int, version: int) -> bool:
+            """Take ``buf[l4:end]`` of the frame at ``off``; true if it must stay."""
+
+
 _ETHERNET = 14
 _ARP = 0x0806
 _IPV4 = 0x0800
@@ -41,6 +50,9 @@ _TCP = 6
 _UDP = 17
 _ICMP = 1
 _ICMPV6 = 58
+
+_NO_MAC = bytes(6)
+_SHORT = {_TCP: drops.TCP_SHORT, _UDP: drops.UDP_SHORT}
 
 #: Ethernet source and type; IPv4 version and header length, total length, fragment,
 #: protocol, addresses and ports; TCP sequence, acknowledgement, offset, flags, window.
@@ -71,6 +83,14 @@ class Stack:
         self._udp = udp
         self._icmp = icmp
         self._services = services
+        #: By protocol number, as IPv4 and IPv6 have it.
+        self._translators: dict[int, Translator] = {}
+        if tcp is not None:
+            self._translators[_TCP] = tcp
+        if udp is not None:
+            self._translators[_UDP] = udp
+        if icmp is not None:
+            self._translators[_ICMP] = self._translators[_ICMPV6] = icmp
         self._flows4 = tcp.ctx.flows4 if tcp and config.v4.enabled else {}
         self._flows6 = tcp.ctx.flows6 if tcp and config.v6.enabled else {}
         #: UDP flows of both versions, for packets without options or extension headers.
@@ -159,7 +179,13 @@ class Stack:
         self._services.announce()
 
     def _learn(self, mac: bytes) -> None:
-        """The guest uses another link-layer address than before."""
+        """The guest uses another link-layer address than before.
+
+        No station has a group's address, none, or ours: frames from those were made up, or are
+        ours on their way back from a bridge, and say nothing of where the guest is.
+        """
+        if mac[0] & 1 or mac in (_NO_MAC, self._config.our_mac):
+            return
         log.limited("guest-mac", log.INFO, "New guest MAC address observed: %s", format_mac(mac))
         self._link.guest_mac = mac
 
@@ -180,16 +206,9 @@ class Stack:
         if protocol < 0:
             self._dropped(-protocol)
             return False
-        if l4_end - l4 < 8:
-            drops.bump(drops.UDP_SHORT if protocol == _UDP else drops.ICMP_SHORT)
+        if protocol == _UDP and l4_end - l4 >= 8 and self._services.udp4(buf, l4, l4_end):
             return False
-        if protocol == _TCP:
-            return self._tcp is not None and self._tcp.input(buf, off, l4, l4_end, 4)
-        if protocol == _UDP:
-            if self._services.udp4(buf, l4, l4_end):
-                return False
-            return self._udp is not None and self._udp.input(buf, off, l4, l4_end, 4)
-        return self._icmp is not None and self._icmp.input(buf, off, l4, l4_end, 4)
+        return self._pass_on(protocol, buf, off, l4, l4_end, 4)
 
     def _input6(self, buf: memoryview, off: int, end: int) -> bool:
         if not self._config.v6.enabled:
@@ -201,19 +220,26 @@ class Stack:
         if protocol < 0:
             self._dropped(-protocol)
             return False
-        if l4_end - l4 < 8:
-            drops.bump(drops.UDP_SHORT if protocol == _UDP else drops.ICMP_SHORT)
-            return False
-        if protocol == _TCP:
-            return self._tcp is not None and self._tcp.input(buf, off, l4, l4_end, 6)
-        if protocol == _UDP:
-            if self._services.udp6(buf, l4, l4_end, src, dst):
+        if l4_end - l4 >= 8:
+            if protocol == _UDP and self._services.udp6(buf, l4, l4_end, src, dst):
                 return False
-            return self._udp is not None and self._udp.input(buf, off, l4, l4_end, 6)
-        if is_ndp(buf[l4]):
-            self._services.ndp(buf, l4, l4_end, src)
+            if protocol == _ICMPV6 and is_ndp(buf[l4]):
+                self._services.ndp(buf, l4, l4_end, src)
+                return False
+        return self._pass_on(protocol, buf, off, l4, l4_end, 6)
+
+    def _pass_on(
+        self, protocol: int, buf: memoryview, off: int, l4: int, end: int, version: int
+    ) -> bool:
+        """Hand the L4 packet ``buf[l4:end]`` to its translator, if it has at least 8 bytes."""
+        if end - l4 < 8:
+            drops.bump(_SHORT.get(protocol, drops.ICMP_SHORT))
             return False
-        return self._icmp is not None and self._icmp.input(buf, off, l4, l4_end, 6)
+        translator = self._translators.get(protocol)
+        if translator is None:
+            drops.bump(drops.PROTOCOL_DISABLED)
+            return False
+        return translator.input(buf, off, l4, end, version)
 
     def _dropped(self, reason: int) -> None:
         """Count a packet dropped for ``reason``, and say so where users expect it."""

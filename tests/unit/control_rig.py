@@ -44,6 +44,12 @@ class Journal:
 
     err = warn = debug = info
 
+    INFO = WARNING = 0
+
+    def limited(self, _key: str, _level: int, msg: str, *args: object) -> None:
+        """Keep a message, however many there were of its kind."""
+        self.info(msg, *args)
+
 
 def tcp(first: int, last: int = 0, to: int = 0, **values: object) -> Rule:
     """A rule for TCP ports."""

@@ -47,6 +47,12 @@ class Habits:
         return f"Habits({vars(self)})"
 
 
+def largest_segment(host: Host, habits: Habits, address_len: int) -> int:
+    """Bytes of payload that the guest gets in one segment: its MSS, within its MTU."""
+    mtu = host.config.mtu
+    return min(max(habits.mss, 88), mtu - 40 if address_len == 4 else max(mtu, 1280) - 60)
+
+
 class Model:
     """One connection between the model and a socket ``peer``, from SYN to the last ACK."""
 
@@ -82,6 +88,7 @@ class Model:
         self.synchronized = False
 
         # Receiving.
+        self.largest = largest_segment(host, habits, len(guest.src))
         self.download = download
         self.host_isn = -1
         self.received = 0
@@ -197,8 +204,8 @@ class Model:
             assert not segment.payload
             return
         assert segment.flags & ACK
-        assert segment.gso_size in (0, self.habits.mss)
-        assert segment.gso_size or len(segment.payload) <= self.habits.mss
+        assert segment.gso_size in (0, self.largest)
+        assert segment.gso_size or len(segment.payload) <= self.largest
         start = (segment.seq - self.host_isn - 1) & MASK
         if start == MASK or (start >> 31):
             assert not segment.payload, "below the first byte"

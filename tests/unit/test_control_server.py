@@ -35,6 +35,7 @@ def messages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(log, "emit", emit)
     monkeypatch.setattr(log, "debug_on", True)
+    monkeypatch.setattr(log, "_windows", {})
     return lines
 
 
@@ -388,3 +389,17 @@ def test_closing_while_a_request_is_carried_out(rig: Rig) -> None:
     rig.problems = ["late"]
     rig.finish()
     assert client.recv(1) == b""
+
+
+def test_clients_cannot_flood_the_log(rig: Rig, messages: list[str]) -> None:
+    rule = b"".join(tcp(port).pack() for port in range(1, 201))
+    whole = struct.pack("!BI", HOST, 200) + rule + b"\0"
+    for number in range(40):
+        client = rig.greeted()
+        client.send(whole if number % 2 else request(tcp(0)))
+        answer(rig, client)
+    assert rig.replaced == 20
+    said = [line for line in messages if not line.startswith("Configuration client")]
+    assert len(said) < 250, "one listing of the rules, the rest is limited"
+    assert "    TCP [*]:200  =>  200 " in said
+    assert "New forwarding rules for HOST: 200" in said

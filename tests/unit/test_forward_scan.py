@@ -155,6 +155,21 @@ def test_unreadable_lists_keep_what_was_known(file: int, monkeypatch: pytest.Mon
     ports.close()
 
 
+@pytest.mark.parametrize("port", [b"00g6", b"+016", b" 16 ", b"1_16", b""])
+def test_lists_that_are_not_understood_keep_what_was_known(
+    file: int, port: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(log, "limited", lambda _k, _l, msg, *args: lines.append(msg % args))
+    ports = PortList(os.dup(file), tcp=True, v6=False)
+    fill(file, TCP_HEAD, line4(0, 22, "0A"))
+    assert ports_in(ports.ports()) == [22]
+    fill(file, TCP_HEAD, line4(0, 22, "0A"), line4(1, 22, "0A").replace(b":0016", b":" + port))
+    assert ports_in(ports.ports()) == [22]
+    assert lines == ["List of ports is not understood"]
+    ports.close()
+
+
 # The real thing
 
 FAMILIES = [socket.AF_INET, socket.AF_INET6]

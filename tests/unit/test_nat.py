@@ -115,6 +115,18 @@ def test_observed_addresses(settings: Config) -> None:
     assert translator.inbound_target(GATEWAY6) == HOST6
 
 
+def test_what_cannot_be_the_guest_is_not_observed(settings: Config) -> None:
+    """Groups, and what is ours on the link: a bridge may return our own frames."""
+    translator = Nat(settings)
+    for source in (GATEWAY4, ip("192.0.2.99"), ip("224.0.0.1"), ip("255.255.255.255")):
+        translator.observe4(source)
+    for source in (GATEWAY6, OUR_LL, ip("2001:db8:0:1::99"), ip("ff02::1")):
+        translator.observe6(source)
+    assert translator.observed4 == GUEST4
+    assert translator.observed6 == GUEST6
+    assert translator.observed_ll is None
+
+
 def test_fixed_addresses_are_not_observed(settings: Config) -> None:
     settings.v4.addr_fixed = settings.v6.addr_fixed = True
     translator = Nat(settings)

@@ -228,9 +228,9 @@ def test_reply_goes_to_the_source_of_the_request(rig: Rig) -> None:
     ],
 )
 def test_addresses_that_are_not_answered(rig: Rig, src: str, dst: str) -> None:
-    before = drops.counts[drops.DHCPV6_FORMAT]
+    before = sum(drops.counts)
     assert rig.ask(frame(DHCP6_Solicit() / CLIENT_ID / IA, src=src, dst=dst)) is None
-    assert drops.counts[drops.DHCPV6_FORMAT] == before + 1
+    assert sum(drops.counts) == before + 1
 
 
 def test_answer_makes_the_assigned_address_the_guests(rig: Rig) -> None:

@@ -9,7 +9,7 @@ import pytest
 from passt.userspace.config.model import Config
 from passt.userspace.wire import drops
 from passt.userspace.wire.ethernet import HEADER
-from tests.unit.fakes import GATEWAY4, GUEST4, GUEST_MAC, OUR_MAC, ip_frame
+from tests.unit.fakes import GATEWAY4, GATEWAY6, GUEST4, GUEST6, GUEST_MAC, OUR_MAC, ip_frame
 from tests.unit.tcp_kit import ACK, PSH, Guest, Host, outbound, receive
 
 
@@ -125,8 +125,53 @@ def test_announcement() -> None:
         assert {frame[12:14] for _, frame in host.link.sent} == {b"\x08\x06", b"\x86\xdd"}
 
 
-@pytest.mark.parametrize("protocol", [17, 1, 132])
-def test_protocols_without_a_translator(protocol: int) -> None:
+@pytest.mark.parametrize("mac", ["000000000000", "01005e000001", "ffffffffffff", OUR_MAC.hex()])
+def test_addresses_that_no_station_has_are_not_learned(mac: str) -> None:
     with Host() as host:
+        host.feed(HEADER.pack(OUR_MAC, bytes.fromhex(mac), 0x88CC) + bytes(46))
+        assert host.link.guest_mac == GUEST_MAC
+
+
+@pytest.mark.parametrize(
+    ("protocol", "reason"),
+    [
+        (17, drops.PROTOCOL_DISABLED),
+        (1, drops.PROTOCOL_DISABLED),
+        (132, drops.IP4_PROTOCOL),
+    ],
+)
+def test_protocols_without_a_translator(protocol: int, reason: int) -> None:
+    with Host() as host:
+        before = count(reason)
         host.feed(ip_frame(GUEST4, GATEWAY4, protocol, bytes(20)))
         assert host.link.sent == []
+        assert count(reason) == before + 1
+
+
+@pytest.mark.parametrize(
+    ("version", "protocol", "reason"),
+    [
+        (4, 6, drops.TCP_SHORT),
+        (4, 17, drops.UDP_SHORT),
+        (4, 1, drops.ICMP_SHORT),
+        (6, 6, drops.TCP_SHORT),
+        (6, 17, drops.UDP_SHORT),
+        (6, 58, drops.ICMP_SHORT),
+    ],
+)
+def test_headers_cut_short_are_counted_as_what_they_are(
+    version: int, protocol: int, reason: int
+) -> None:
+    source, target = (GUEST4, GATEWAY4) if version == 4 else (GUEST6, GATEWAY6)
+    with Host() as host:
+        for size in range(8):
+            before = count(reason)
+            host.feed(ip_frame(source, target, protocol, b"\x85" * size))
+            assert count(reason) == before + 1
+
+
+def test_our_own_address_is_not_observed() -> None:
+    """Frames of ours that come back from a bridge do not move the guest."""
+    with Host() as host:
+        host.feed(ip_frame(GATEWAY4, GUEST4, 17, bytes(20)))
+        assert host.nat.observed4 == GUEST4

@@ -383,6 +383,38 @@ def test_segments_without_a_connection(
         assert host.table.count == 0
 
 
+@pytest.mark.parametrize(
+    ("version", "change"),
+    [
+        (4, {"dst": bytes((224, 0, 0, 1))}),
+        (4, {"dst": b"\xff" * 4}),
+        (4, {"dst": bytes(4)}),
+        (4, {"src": bytes(4)}),
+        (6, {"dst": b"\xff\x02" + bytes(13) + b"\x01"}),
+        (6, {"src": bytes(16)}),
+    ],
+)
+def test_strays_that_concern_no_single_node_are_not_answered(
+    version: int, change: dict[str, bytes]
+) -> None:
+    """RFC 1122, 4.2.3.10: no reset from a group, nor to nobody."""
+    with Host() as host:
+        guest = Guest(host, 80, version=version)
+        for name, address in change.items():
+            setattr(guest, name, address)
+        before = drops.counts[drops.TCP_STRAY_GROUP]
+        host.feed(guest.frame(ACK))
+        assert host.link.sent == []
+        assert drops.counts[drops.TCP_STRAY_GROUP] == before + 1
+
+
+def test_stray_resets_are_counted() -> None:
+    with Host() as host:
+        before = drops.counts[drops.TCP_STRAY_RESET]
+        Guest(host, 80).send(RST)
+        assert drops.counts[drops.TCP_STRAY_RESET] == before + 1
+
+
 def test_reset_of_a_stray_has_its_flow_label() -> None:
     with Host() as host:
         frame = bytearray(Guest(host, 80, version=6).frame(ACK))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from passt.userspace.config.model import Config
 from tests.unit.tcp_kit import Guest, Host
-from tests.unit.tcp_model import Habits, Model
+from tests.unit.tcp_model import Habits, Model, largest_segment
 
 RUNS = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
@@ -22,7 +22,8 @@ def transfer(host: Host, seed: int, *, guest_connects: bool, version: int) -> No
     """One connection from SYN to the end, all of it drawn from ``seed``."""
     rnd = Random(seed)
     habits = Habits(rnd)
-    most = min(habits.rcvbuf * 30, 400 * habits.mss, 1 << 20)
+    segment = largest_segment(host, habits, 4 if version == 4 else 16)
+    most = min(habits.rcvbuf * 30, 400 * segment, 1 << 20)
     upload = rnd.randbytes(rnd.choice([0, 1, rnd.randint(2, min(most, 300000))]))
     download = rnd.randbytes(rnd.choice([0, 1, rnd.randint(2, most)]))
     family = socket.AF_INET if version == 4 else socket.AF_INET6

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from passt.syscalls.sockopt import IP_PKTINFO
 from passt.userspace.config.model import Rule
 from passt.userspace.link.base import GSO_UDP_L4
 from tests.unit.fakes import GUEST_MAC, OUR_MAC, config, run_until
@@ -301,6 +302,27 @@ def test_stray_on_a_socket_with_a_pending_error(
     assert packets[1].payload == b"stray"
     assert packets[1].ports == (stranger.getsockname()[1], port)
     rig.settle()
+
+
+def test_packet_information_that_cannot_be_switched_off(
+    make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is work in vain, no more."""
+
+    class Stubborn(socket.socket):
+        __slots__ = ()
+
+        def setsockopt(self, *args):  # type: ignore[no-untyped-def]
+            if args[1:] == (IP_PKTINFO, False):
+                raise OSError(92, "Protocol not available")
+            super().setsockopt(*args)
+
+    monkeypatch.setattr("passt.userspace.udp.sockets.socket.socket", Stubborn)
+    rig = make_rig()
+    server, client = established(rig, 4)
+    rig.settle()
+    server.sendto(b"answer", client)
+    assert [packet.payload for packet in rig.guest_gets(1)] == [b"answer"]
 
 
 def test_strays_without_a_rule_are_dropped(

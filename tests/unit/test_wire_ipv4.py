@@ -105,7 +105,15 @@ def test_loopback(field: str, address: str) -> None:
     assert reason(datagram(**{field: address})) == drops.IP4_LOOPBACK
 
 
-@pytest.mark.parametrize("address", ["0.0.0.0", "126.0.0.1", "128.0.0.1", "169.254.2.1"])
+@pytest.mark.parametrize("address", ["224.0.0.1", "239.255.255.255", "255.255.255.255"])
+def test_groups_are_no_sources(address: str) -> None:
+    assert reason(datagram(src=address)) == drops.IP4_SOURCE
+    assert parse(datagram(dst=address))[0] == 17
+
+
+@pytest.mark.parametrize(
+    "address", ["0.0.0.0", "126.0.0.1", "128.0.0.1", "169.254.2.1", "223.0.0.1", "240.0.0.1"]
+)
 def test_other_sources_are_accepted(address: str) -> None:
     assert parse(datagram(src=address))[0] == 17
 

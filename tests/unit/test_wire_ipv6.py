@@ -100,6 +100,12 @@ def test_refused_addresses(field: str) -> None:
         assert reason(packet(DATAGRAM, **{field: address})) == drops.IP6_V4_MAPPED
 
 
+@pytest.mark.parametrize("address", ["ff02::1", "ff05::2", "ffff::"])
+def test_groups_are_no_sources(address: str) -> None:
+    assert reason(packet(DATAGRAM, src=address)) == drops.IP6_SOURCE
+    assert parse(packet(DATAGRAM, dst=address))[0] == 17
+
+
 @pytest.mark.parametrize("address", ["::", "::2", "::fffe:1.2.3.4", "::1:0:0:1", "fe80::1"])
 def test_other_addresses(address: str) -> None:
     assert parse(packet(DATAGRAM, src=address))[0] == 17

@@ -52,6 +52,9 @@ TIME_LIMIT = 5.0
 #: Seconds without accepting after that failed for want of descriptors or memory.
 _PAUSE = 1.0
 
+#: Seconds between two listings of rules in the log, which may have hundreds of lines.
+_LISTING_PAUSE = 1.0
+
 #: As upstream: one client may be waiting, further ones are held up in connect(2).
 _BACKLOG = 0
 
@@ -67,7 +70,7 @@ class ControlServer:
       user.  It is not called again before.
     """
 
-    __slots__ = ("_loop", "_session", "_sock", "replace", "tables_view")
+    __slots__ = ("_announced", "_loop", "_session", "_sock", "replace", "tables_view")
 
     def __init__(
         self,
@@ -79,6 +82,8 @@ class ControlServer:
         self._loop = loop
         self._sock = sock
         self._session: Session | None = None
+        #: When rules were last listed in the log.
+        self._announced = -_LISTING_PAUSE
         self.tables_view = tables_view
         self.replace = replace
 
@@ -92,6 +97,25 @@ class ControlServer:
         self._session = None
         if self._sock.fileno() >= 0:
             self._loop.add(self._sock.fileno(), EPOLLIN, self._on_connection)
+
+    def announce(self, tables: Sequence[RuleTable]) -> None:
+        """Say what the new rules are; only how many, if they change several times a second."""
+        now = self._loop.now
+        if now - self._announced < _LISTING_PAUSE:
+            for table in tables:
+                log.limited(
+                    "control-rules",
+                    log.INFO,
+                    "New forwarding rules for %s: %d",
+                    table.name,
+                    len(table),
+                )
+            return
+        self._announced = now
+        for table in tables:
+            log.info("New forwarding rules for %s:", table.name)
+            for rule in table:
+                log.info("    %s", rule)
 
     def close(self) -> None:
         """Drop the client, if any, and stop listening; the path remains."""
@@ -137,7 +161,12 @@ class Session:
 
     def begin(self) -> None:
         """Greet the client and wait for what it has to say."""
-        log.info("Accepted configuration client, PID %d", _peer_pid(self._sock))
+        log.limited(
+            "control-client",
+            log.INFO,
+            "Accepted configuration client, PID %d",
+            _peer_pid(self._sock),
+        )
         try:
             self._loop.add(self._fd, EPOLLIN, self._on_event)
         except OSError as error:
@@ -188,7 +217,7 @@ class Session:
         except (ProtocolError, RuleFormatError, RuleError) as error:
             lines = str(error).split("\n")
             for line in lines:
-                log.warn("%s", line)
+                log.limited("control-refused", log.WARNING, "%s", line)
             self._reply(REFUSED, lines)
             return
         if tables is not None:
@@ -199,10 +228,7 @@ class Session:
         self._timer.cancel()
         # Its hanging up, which is to be expected, must not wake us all the time.
         self._loop.remove(self._fd)
-        for table in tables:
-            log.info("New forwarding rules for %s:", table.name)
-            for rule in table:
-                log.info("    %s", rule)
+        self._server.announce(tables)
         self._server.replace(tables, self._done)
 
     def _done(self, problems: Sequence[str]) -> None:
@@ -210,7 +236,7 @@ class Session:
         if not problems:
             self.close()
             return
-        log.warn("Error switching to new forwarding rules")
+        log.limited("control-switch", log.WARNING, "Error switching to new forwarding rules")
         self._reply(INCOMPLETE, problems)
 
     def _reply(self, status: int, lines: Sequence[str]) -> None:

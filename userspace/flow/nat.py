@@ -14,7 +14,9 @@ anything else                 the same                    –
 ============================  ==========================  ==============================
 
 A guest need not use the address it was assigned.  The source of what it sends is *observed*
-and becomes the target of what comes in, unless the user fixed the address.
+and becomes the target of what comes in, unless the user fixed the address.  What cannot be the
+guest's is never taken for it: groups, and our own addresses on the link, as a guest that is a
+bridge may return frames of ours.
 
 Addresses are packed bytes, 4 or 16 of them; a v4-mapped IPv6 address never gets here.
 """
@@ -81,32 +83,52 @@ def endpoint(addr: bytes, port: int) -> str:
 class Nat:
     """Translates addresses for new flows, and remembers where the guest is."""
 
-    __slots__ = ("_fixed4", "_fixed6", "_v4", "_v6", "observed4", "observed6", "observed_ll")
+    __slots__ = (
+        "_fixed4",
+        "_fixed6",
+        "_foreign",
+        "_v4",
+        "_v6",
+        "observed4",
+        "observed6",
+        "observed_ll",
+    )
 
     def __init__(self, config: Config) -> None:
         self._v4 = config.v4
         self._v6 = config.v6
         self._fixed4 = config.v4.addr_fixed
         self._fixed6 = config.v6.addr_fixed
+        #: Addresses that are not the guest's, whoever sends from them.
+        self._foreign = {UNSPECIFIED4, UNSPECIFIED6, BROADCAST4}
+        for family in (config.v4, config.v6):
+            ours = {family.gateway, family.our_ll, family.map_host_loopback, family.map_guest_addr}
+            self._foreign |= {addr for addr in ours if addr is not None and addr != family.addr}
         self.observed4: bytes | None = config.v4.addr
         self.observed6: bytes | None = config.v6.addr
         self.observed_ll: bytes | None = None
 
     def observe4(self, source: bytes) -> None:
         """Take note of the IPv4 source of a frame from the guest (loopback never gets here)."""
-        if not self._fixed4 and source != UNSPECIFIED4:
+        if not self._fixed4 and self._may_be_guest(source):
             self.observed4 = source
 
     def observe6(self, source: bytes) -> None:
         """Take note of the IPv6 source of a frame from the guest."""
+        if not self._may_be_guest(source):
+            return
         if is_link_local(source):
             self.observed_ll = source
             if not self._fixed6 and self.observed6 is None:
                 self.observed6 = source
             if self._v6.addr is None:
                 self._v6.addr = source
-        elif not self._fixed6 and source != UNSPECIFIED6:
+        elif not self._fixed6:
             self.observed6 = source
+
+    def _may_be_guest(self, source: bytes) -> bool:
+        """Whether a guest can have the address ``source``."""
+        return source not in self._foreign and not is_multicast(source)
 
     def outbound(self, destination: bytes) -> bytes:
         """Where a packet of the guest to ``destination`` really goes on the host."""

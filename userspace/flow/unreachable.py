@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import errno
 
+from passt.userspace.flow.nat import is_unicast, unmap
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from passt.userspace.config.model import Config
@@ -43,8 +45,10 @@ def offender(nat: Nat, node: bytes, peer: bytes, seen: bytes) -> bytes | None:
     """The address that the guest is shown for ``node``, which reported an error.
 
     ``peer`` is where the packet went on the host's side, ``seen`` where the guest sent it.
-    ``None`` if the node is unknown (an error of local origin) or has no address there.
+    ``None`` if the node is unknown (an error of local origin) or has no address there, as none
+    has that claims to be a group.
     """
-    if len(node) != len(seen):
+    node = unmap(node)
+    if len(node) != len(seen) or not is_unicast(node):
         return None
     return seen if node == peer else nat.inbound_source(node)

@@ -75,7 +75,8 @@ class PortList:
     def ports(self) -> int:
         """The set of ports listened on, as :mod:`~passt.userspace.forward.portset` has it.
 
-        If the file cannot be read, that is logged, and the set is the one of the last time.
+        If the file cannot be read or understood, that is logged, and the set is the one of the
+        last time.
         """
         try:
             text = self._read()
@@ -87,8 +88,14 @@ class PortList:
         if text != self._seen:
             start, stop = self._from, self._to
             found = {piece[start:stop] for piece in text.split(self._separator)} if text else ()
-            self._ports = portset([int(port, 16) for port in found])
             self._seen = text
+            try:
+                # int() would take signs, blanks and underscores, too.
+                if not all(map(bytes.isalnum, found)):
+                    raise ValueError
+                self._ports = portset([int(port, 16) for port in found])
+            except ValueError:
+                log.limited("port-list-form", log.ERR, "List of ports is not understood")
         return self._ports
 
     def close(self) -> None:

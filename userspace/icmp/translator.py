@@ -40,7 +40,7 @@ from passt.userspace.flow.unreachable import offender, refusal, router
 from passt.userspace.icmp.errors import echo_error
 from passt.userspace.icmp.flow import EchoFlow, EchoFlow6
 from passt.userspace.loop import EPOLLERR, EPOLLIN
-from passt.userspace.wire import icmp
+from passt.userspace.wire import drops, icmp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -114,11 +114,13 @@ class Icmp:
         """
         if version == 4:
             if buf[l4] != icmp.ECHO_REQUEST:
+                drops.bump(drops.ICMP_TYPE)
                 return False
             addresses = buf[off:][_ADDRESSES4]
             ttl = buf[off + _TTL4]
         else:
             if buf[l4] != icmp.ECHO_REQUEST6:
+                drops.bump(drops.ICMP_TYPE)
                 return False
             addresses = buf[off:][_ADDRESSES6]
             ttl = buf[off + _TTL6]
@@ -128,6 +130,7 @@ class Icmp:
         if flow is None:
             flow = self._new_flow(key)
             if flow is None:
+                drops.bump(drops.NO_FLOW)
                 return False
         flow.last = self._loop.now
         if ttl != flow.ttl:

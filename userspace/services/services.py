@@ -88,7 +88,9 @@ class Services:
         """Serve the datagram ``buf[l4:end]`` over IPv4; False if it is for no service."""
         if buf[l4 + 2] << 8 | buf[l4 + 3] != _DHCP:
             return False
-        if self._dhcp is not None and self._admits():
+        if self._dhcp is None:
+            drops.bump(drops.PROTOCOL_DISABLED)
+        elif self._admits():
             self._send(self._dhcp.handle(buf, l4, end, self._link.guest_mac))
         return True
 
@@ -96,7 +98,9 @@ class Services:
         """Serve the datagram ``buf[l4:end]`` over IPv6; False if it is for no service."""
         if buf[l4 + 2] << 8 | buf[l4 + 3] != _DHCP6:
             return False
-        if self._dhcp6 is not None and self._admits():
+        if self._dhcp6 is None:
+            drops.bump(drops.PROTOCOL_DISABLED)
+        elif self._admits():
             reply = self._dhcp6.handle(buf, l4, end, src, dst, self._link.guest_mac)
             self._send(reply)
             if reply is not None and self._lease6 is not None:
@@ -106,7 +110,10 @@ class Services:
     def ndp(self, buf: memoryview, l4: int, end: int, src: bytes) -> None:
         """Serve the ICMPv6 message ``buf[l4:end]`` of a type that belongs to NDP."""
         service = self._ndp
-        if service is None or (buf[l4] == ROUTER_SOLICITATION and not self._admits()):
+        if service is None:
+            drops.bump(drops.PROTOCOL_DISABLED)
+            return
+        if buf[l4] == ROUTER_SOLICITATION and not self._admits():
             return
         # In local mode the guest's address is learned from what it sends.
         service.guest_addr = self._config.v6.addr

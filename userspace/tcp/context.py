@@ -143,6 +143,12 @@ class Context:
             flow.fd & 0xFFFFF or 1,
         )
 
+    def largest_segment(self, flow: FlowBase) -> int:
+        """Bytes that fit into the guest's MTU, however many it says it takes; if it is known."""
+        mtu = self.config.mtu or MAX_WINDOW
+        # No link is smaller (RFC 791, 3.1; RFC 8200, 5).
+        return max(mtu, 68) - 40 if len(flow.our_addr) == 4 else max(mtu, 1280) - 60
+
     def announced_mss(self, flow: FlowBase) -> int:
         """The MSS that the guest is offered: what its MTU, and our reading, allow."""
         mtu = self.config.mtu

@@ -72,7 +72,7 @@ class TcpFlow(FromGuest):
         if 0 <= options.window_scale <= 14:
             self.guest_scale = options.window_scale
             self.scaling = True
-        self.template.set_mss(self.guest_mss)
+        self.template.set_mss(min(self.guest_mss, self.ctx.largest_segment(self)))
 
     def connected(self) -> None:
         """The socket is connected: answer the guest's SYN."""

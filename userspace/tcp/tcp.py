@@ -72,7 +72,9 @@ class Tcp:
             flow.segment(buf, seq, ack, flags, window, l4 + 20, start, end)
         elif flags & SYN and not flags & (ACK | RST):
             self._connect(buf, key, src, sport, dst, dport, seq, window, l4 + 20, start)
-        elif not flags & RST:
+        elif flags & RST:
+            drops.bump(drops.TCP_STRAY_RESET)
+        else:
             size = end - start + bool(flags & SYN) + bool(flags & FIN)
             label = ipv6.flow_label(buf, off + 14) if version == 6 else 0
             self._refuse(src, sport, dst, dport, seq + size, ack, flags, label)
@@ -107,6 +109,7 @@ class Tcp:
                 "tcp-endpoint", log.WARNING, "Invalid endpoint in TCP SYN: %s -> %s",
                 addresses.endpoint(src, sport), addresses.endpoint(dst, dport),
             )  # fmt: skip
+            drops.bump(drops.NO_FLOW)
             return
         host = ctx.nat.outbound_port(dst, dport)
         if host is None:
@@ -115,14 +118,17 @@ class Tcp:
         pending = ctx.connects.admits(key, src, dst)
         if pending is None:
             log.limited("tcp-pending", log.WARNING, "Too many TCP connections without answer")
+            drops.bump(drops.NO_FLOW)
             return
         if not ctx.table.admits(TcpFlow, FROM_GUEST, src):
+            drops.bump(drops.NO_FLOW)
             return
         family = socket.AF_INET if len(host) == 4 else socket.AF_INET6
         try:
             sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         except OSError as error:
             log.limited("tcp-socket", log.ERR, "TCP socket: %s", error.strerror)
+            drops.bump(drops.NO_FLOW)
             return
         flow = TcpFlow(ctx, key, dst, dport, src, sport, sock, inbound=False)
         flow.learn_options(buf, options, start)
@@ -132,6 +138,7 @@ class Tcp:
         flow.ack_base = seq
         if not ctx.add(flow):
             sock.close()
+            drops.bump(drops.NO_FLOW)
             return
         pending.add(flow, src, dst)
         number = self._open(sock, host, dport)
@@ -192,7 +199,13 @@ class Tcp:
         flags: int,
         label: int,
     ) -> None:
-        """Answer a segment that belongs to no connection with a reset."""
+        """Answer a segment that belongs to no connection with a reset.
+
+        Not if it was meant for a group, or has no source to be answered to (RFC 1122, 4.2.3.10).
+        """
+        if not (addresses.is_unicast(src) and addresses.is_unicast(dst)):
+            drops.bump(drops.TCP_STRAY_GROUP)
+            return
         if flags & ACK:
             seq, our_ack, our_flags = ack, 0, RST
         else:

@@ -27,6 +27,7 @@ from passt.userspace.udp.flow import UdpFlow
 from passt.userspace.udp.frames import MAX_PAYLOAD4
 from passt.userspace.udp.output import MAX_SEGMENTS, send, send_joined, send_train
 from passt.userspace.udp.toguest import ToGuest
+from passt.userspace.wire import drops
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ class FromGuest(ToGuest):
         if flow is None:
             flow = self.from_guest(key, buf[l4 + 8 : end])
             if flow is None:
+                drops.bump(drops.NO_FLOW)
                 return False
         return self.datagram(flow, buf, l4 + 8, end, ttl)
 

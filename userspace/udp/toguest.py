@@ -118,7 +118,11 @@ class ToGuest(UdpErrors):
         if self._read_any(receiver.fd, own_port, side, None):
             receiver.fresh = False
             # From here on the sender is known: save the kernel the work.
-            set_pktinfo(receiver.sock, False, v4=len(key) == 12)
+            try:
+                set_pktinfo(receiver.sock, False, v4=len(key) == 12)
+            except OSError:
+                # Then there is some work to do in vain.
+                pass
 
     def _read_any(self, fd: int, port: int, side: Side, via: Listener | None) -> bool:
         """Dispatch datagrams to local ``port``; False if the bound was hit before the end."""

@@ -44,6 +44,12 @@ NDP_SHORT = 28
 DHCP_FORMAT = 29
 DHCPV6_FORMAT = 30
 SERVICE_RATE = 31
+IP4_SOURCE = 32
+IP6_SOURCE = 33
+PROTOCOL_DISABLED = 34
+NO_FLOW = 35
+TCP_STRAY_RESET = 36
+TCP_STRAY_GROUP = 37
 
 #: Text of each reason, indexed by its number.
 NAMES = (
@@ -79,6 +85,12 @@ NAMES = (
     "DHCP message malformed",
     "DHCPv6 message malformed",
     "configuration asked for too often",
+    "IPv4 source is not unicast",
+    "IPv6 source is not unicast",
+    "protocol disabled",
+    "no flow could be made",
+    "TCP reset without a connection",
+    "TCP segment to a group, or from nobody",
 )
 
 #: Frames dropped so far, indexed by reason.

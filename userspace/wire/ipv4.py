@@ -3,7 +3,9 @@
 **From the guest.**  Accepted are whole packets with any options (skipped) and any padding
 behind the total length (cut off).  The header checksum is not verified: a packet that comes
 through a tap device or a virtual machine's queue was not exposed to line noise.  Fragments
-are not reassembled, and loopback addresses have no business on a link (RFC 1122, 3.2.1.3).
+are not reassembled.  Loopback addresses have no business on a link, and neither groups nor
+everybody can be the source of a packet (RFC 1122, 3.2.1.3); 0.0.0.0 can, for want of a better
+one.
 
 **To the guest.**  Type of service 0, identification 0, don't fragment, TTL 255, no options.
 As only the total length differs between the packets of a flow, the header's sum without it
@@ -49,6 +51,9 @@ _HEADER_LEN = _drop(drops.IP4_HEADER_LEN)
 _TOTAL_LEN = _drop(drops.IP4_TOTAL_LEN)
 _FRAGMENT = _drop(drops.IP4_FRAGMENT)
 _LOOPBACK = _drop(drops.IP4_LOOPBACK)
+_SOURCE = _drop(drops.IP4_SOURCE)
+
+_BROADCAST = b"\xff" * 4
 
 
 def parse(buf: Octets, off: int, end: int) -> Packet:
@@ -74,6 +79,8 @@ def parse(buf: Octets, off: int, end: int) -> Packet:
         return _FRAGMENT
     if src[0] == 127 or dst[0] == 127:
         return _LOOPBACK
+    if src[0] >= 224 and (src[0] < 240 or src == _BROADCAST):
+        return _SOURCE
     if protocol not in _HANDLED:
         protocol = -drops.IP4_PROTOCOL
     return protocol, off + header, off + total, ttl, src, dst

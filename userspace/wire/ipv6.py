@@ -8,6 +8,7 @@ number and size.  A fragment header is skipped if the packet is whole all the sa
 
 Loopback and v4-mapped addresses (::ffff:0:0/96) never appear on a link.  The latter must be
 stopped here: a socket would take them for IPv4 and reach 127.0.0.1 with ::ffff:127.0.0.1.
+Groups are no sources (RFC 4291, 2.7).
 
 **To the guest.**  Traffic class 0, hop limit 255, no extension headers.
 """
@@ -65,6 +66,7 @@ _DROPS = {
         drops.IP6_VERSION,
         drops.IP6_PAYLOAD_LEN,
         drops.IP6_LOOPBACK,
+        drops.IP6_SOURCE,
         drops.IP6_V4_MAPPED,
         drops.IP6_EXT_BOUNDS,
         drops.IP6_EXT_LIMIT,
@@ -95,6 +97,8 @@ def parse(buf: Octets, off: int, end: int) -> Packet:
             return _DROPS[drops.IP6_LOOPBACK]
         if src.startswith(_V4_MAPPED) or dst.startswith(_V4_MAPPED):
             return _DROPS[drops.IP6_V4_MAPPED]
+    if src[0] == 0xFF:
+        return _DROPS[drops.IP6_SOURCE]
     if protocol not in _HANDLED:
         protocol, l4 = walk(buf, l4, end, protocol)
         if -protocol in _DROPS:
