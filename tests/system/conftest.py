@@ -70,6 +70,16 @@ def user() -> User:
     return ordinary_user()
 
 
+@pytest.fixture
+def sockets(folder: str, user: User) -> Iterator[str]:
+    """A folder in which the ordinary user may make sockets."""
+    path = os.path.join(folder, "sockets")
+    os.mkdir(path)
+    os.chown(path, user.uid, user.gid)
+    yield path
+    shutil.rmtree(path)
+
+
 @pytest.fixture(scope="session")
 def program(folder: str, user: User) -> Program:
     """The pasta under test."""

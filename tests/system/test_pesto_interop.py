@@ -84,16 +84,6 @@ class Server:
 
 
 @pytest.fixture
-def sockets(folder: str, user: User) -> Iterator[str]:
-    """A folder in which the ordinary user may make sockets."""
-    path = os.path.join(folder, "control")
-    os.mkdir(path)
-    os.chown(path, user.uid, user.gid)
-    yield path
-    shutil.rmtree(path)
-
-
-@pytest.fixture
 def service(sockets: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
     """What our server is made of."""
     monkeypatch.setattr(server_module, "log", Journal())

@@ -488,18 +488,6 @@ def test_a_changed_rule_may_have_the_same_port() -> None:
     assert [served[1] for served in world.tcp.served] == [changed]
 
 
-def test_new_rules_are_logged(monkeypatch: pytest.MonkeyPatch) -> None:
-    lines: list[str] = []
-    monkeypatch.setattr(log, "info", lambda msg, *args: lines.append(msg % args))
-    world = World().start()
-    world.forwarder.replace(tables(world, [rule(80)], []))
-    assert lines == [
-        "New forwarding rules for HOST:",
-        "    TCP [*]:80  =>  80 ",
-        "New forwarding rules for SPLICE:",
-    ]
-
-
 def test_failures_are_told_and_tried_again(messages: list[str]) -> None:
     world = World().start()
     world.host.others = {(T, 81)}

@@ -151,9 +151,6 @@ class Forwarder:
         self._done = done
         self._problems.clear()
         for table in tables:
-            log.info(f"New forwarding rules for {table.name}:")
-            for rule in table:
-                log.info("    %s", rule)
             self._sides[table.pif].replace(table)
         self._opening = True
         # Sockets that were given up are closed at the end of this round.
