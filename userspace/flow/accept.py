@@ -1,4 +1,4 @@
-"""Accepting a connection with as little as possible around the system call.
+"""Accepting a connection with as little as possible around the system call, and its names.
 
 ``socket.socket.accept`` computes enumerations, and asks what is known already; together
 with taking apart the peer's name that is as much time as the call itself, spent before a
@@ -34,3 +34,11 @@ def accept(listener: socket.socket, family: int) -> tuple[socket.socket, bytes, 
             return sock, _inet_aton(mapped), name[1]
     packed = socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
     return sock, unmap(packed), name[1]
+
+
+def local_name(sock: socket.socket) -> tuple[bytes, int]:
+    """Our packed address (IPv4 if v4-mapped) and port of a connection."""
+    host, port, *_ = sock.getsockname()
+    if ":" in host:
+        return unmap(socket.inet_pton(socket.AF_INET6, host.partition("%")[0])), port
+    return _inet_aton(host), port

@@ -28,13 +28,14 @@ import socket
 
 from passt.kernel.sockets import open_socket
 from passt.userspace import log
-from passt.userspace.flow.nat import endpoint, is_link_local, is_loopback, unmap
-from passt.userspace.flow.rules import HOST, PIF_NAMES, SPLICE
+from passt.userspace.flow.accept import local_name
+from passt.userspace.flow.nat import is_link_local, is_loopback
+from passt.userspace.flow.rules import HOST, SPLICE
 from passt.userspace.flow.sockname import name
 from passt.userspace.splice.flow import SplicedTcp, Splicing
 from passt.userspace.splice.pipes import PipePool
 from passt.userspace.splice.pool import SocketPool, tcp_spec
-from passt.userspace.tcp.accept import refuse
+from passt.userspace.tcp.accept import refuse, refuse_without_rule
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -108,11 +109,7 @@ class SpliceTcp:
         source, source_port = peer
         target = self._target(sock, source, rule, pif)
         if target is None:
-            log.limited(
-                "splice-accept", log.ERR, "No rules to forward %s TCP %s -> port %d",
-                PIF_NAMES[pif], endpoint(source, source_port), port,
-            )  # fmt: skip
-            refuse(sock)
+            refuse_without_rule(sock, peer, pif)
             return True
         target_port = rule.to + port - rule.first
         group = _GROUPS[pif]
@@ -157,12 +154,12 @@ class SpliceTcp:
             # Only here if nothing else may have it (--splice-only, or the namespace's own).
             return None
         if pif == SPLICE:
-            local = _local_address(sock)
+            local = local_name(sock)[0]
             return (rule.target or local) if is_loopback(local) else None
         if rule.target is not None:
             return None
         if self._config.host_lo_to_ns_lo:
-            local = _local_address(sock)
+            local = local_name(sock)[0]
             if is_loopback(local):
                 return local
         nat = self._nat
@@ -181,11 +178,3 @@ class SpliceTcp:
         if not is_link_local(target):
             return 0
         return self._ns_ifindex if pif == HOST else self._nat.scope_id(target)
-
-
-def _local_address(sock: socket.socket) -> bytes:
-    """Our address of a connection, packed, IPv4 if v4-mapped."""
-    host: str = sock.getsockname()[0].partition("%")[0]
-    if ":" in host:
-        return unmap(socket.inet_pton(socket.AF_INET6, host))
-    return socket.inet_aton(host)

@@ -19,8 +19,8 @@ import socket
 
 from passt.syscalls.sockopt import linger_reset
 from passt.userspace import log
-from passt.userspace.flow import nat as addresses
-from passt.userspace.flow.accept import accept
+from passt.userspace.flow.accept import accept, local_name
+from passt.userspace.flow.nat import endpoint
 from passt.userspace.flow.rules import HOST, PIF_NAMES
 from passt.userspace.loop import EPOLLIN
 from passt.userspace.splice.pool import TCP_OPTIONS, inherits
@@ -84,11 +84,7 @@ class Acceptors:
             return self._splice.accepted(sock, peer, rule, port, pif)
         if self._tcp is not None:
             return self._tcp.accepted(sock, peer, rule, port)
-        log.limited(
-            "tcp-no-path", log.ERR, "No rules to forward %s TCP %s -> port %d",
-            PIF_NAMES[pif], addresses.endpoint(*peer), port,
-        )  # fmt: skip
-        refuse(sock)
+        refuse_without_rule(sock, peer, pif)
         return True
 
 
@@ -165,3 +161,12 @@ def refuse(sock: socket.socket) -> None:
         # The peer was faster.
         pass
     sock.close()
+
+
+def refuse_without_rule(sock: socket.socket, peer: tuple[bytes, int], pif: int) -> None:
+    """Reset a connection that no rule leads anywhere, and say whose: ``peer``'s, on ``pif``."""
+    log.limited(
+        "tcp-refused", log.ERR, "No rules to forward %s TCP %s -> %s",
+        PIF_NAMES[pif], endpoint(*peer), endpoint(*local_name(sock)),
+    )  # fmt: skip
+    refuse(sock)

@@ -13,8 +13,9 @@ import struct
 
 from passt.userspace import log
 from passt.userspace.flow import nat as addresses
+from passt.userspace.flow.rules import HOST
 from passt.userspace.tcp import unreachable
-from passt.userspace.tcp.accept import refuse
+from passt.userspace.tcp.accept import refuse, refuse_without_rule
 from passt.userspace.tcp.const import (
     ACK,
     CLOSED,
@@ -232,11 +233,7 @@ class Tcp:
             target = ctx.nat.inbound_target(seen)
         guest_port = rule.to + port - rule.first
         if seen is None or target is None or len(target) != len(seen) or not source_port:
-            log.limited(
-                "tcp-accept", log.ERR, "No rules to forward HOST TCP %s -> port %d",
-                addresses.endpoint(source, source_port), port,
-            )  # fmt: skip
-            refuse(sock)
+            refuse_without_rule(sock, peer, HOST)
             return True
         if not ctx.offers.admits(source):
             log.limited("tcp-offers", log.WARNING, "Too many TCP connections that the guest has "
