@@ -112,6 +112,8 @@ def spawn(command: Command, hostname: str, pidns: bool) -> Child:
         why = told
     except channel.ChannelClosedError:
         pass
+    except OSError as error:
+        why = reason(error)
     ours.close()
     os.waitpid(pid, 0)
     raise SetupError(f"{_FAILED}: {why}")

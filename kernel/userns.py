@@ -86,6 +86,8 @@ def _received(sock: socket.socket) -> int:
             return fds[0]
     except channel.ChannelClosedError:
         pass
+    except OSError as error:
+        why = reason(error)
     raise SetupError(f"Couldn't create user namespace: {why}")
 
 

@@ -16,6 +16,7 @@ Sources: unix(7), cmsg(3).
 
 from __future__ import annotations
 
+import errno
 import marshal
 import os
 import socket
@@ -55,7 +56,8 @@ def send(sock: socket.socket, value: Any, fds: Sequence[int] = ()) -> None:
 def receive(sock: socket.socket) -> tuple[Any, list[int]]:
     """Wait for one value and its descriptors (close-on-exec, the caller's to close).
 
-    ChannelClosedError when the other end is gone and everything it sent has been read.
+    ChannelClosedError when the other end is gone and everything it sent has been read; OSError
+    (EMFILE) if this process can have no more descriptors, and the message is lost.
     """
     space = socket.CMSG_SPACE(_MAX_FDS * _INT.size)
     try:
@@ -70,5 +72,8 @@ def receive(sock: socket.socket) -> tuple[Any, list[int]]:
     if not data or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
         for fd in fds:
             os.close(fd)
+        if flags & socket.MSG_CTRUNC:
+            # There is room for as many as may be sent, so it is the kernel that could not add all.
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         raise ChannelClosedError
     return marshal.loads(data), fds

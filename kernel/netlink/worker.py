@@ -15,6 +15,7 @@ Source: `man pasta`, `man passt`; see the package's text for the parts.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 
@@ -257,11 +258,21 @@ class Worker:
         return Configured(_IPV4 in families, _IPV6 in families, link_local, notes)
 
     def sockets(self, specs: Sequence[SocketSpec]) -> list[socket.socket | OSError]:
-        """Make sockets in the namespace entered: one for each specification, or its error."""
+        """Make sockets in the namespace entered: one for each specification, or its error.
+
+        When there are no descriptors left for a batch, that is the error of all that remain.
+        """
         made: list[socket.socket | OSError] = []
         for start in range(0, len(specs), SOCKET_BATCH):
             batch = [spec.plain() for spec in specs[start : start + SOCKET_BATCH]]
-            errors, fds = self._call("sockets", *batch)
+            try:
+                errors, fds = self._call("sockets", *batch)
+            except WorkerError as failure:
+                if failure.errno != errno.EMFILE:
+                    raise
+                exhausted = OSError(failure.errno, os.strerror(failure.errno))
+                made += [exhausted] * (len(specs) - start)
+                break
             descriptors = iter(fds)
             for error in errors:
                 if error:
@@ -300,6 +311,9 @@ class Worker:
             (success, value), returned = channel.receive(self._socket)
         except channel.ChannelClosedError:
             raise WorkerError("Network configuration process died", 0) from None
+        except OSError as error:
+            text = f"Network configuration: {error.strerror}"
+            raise WorkerError(text, error.errno or 0) from None
         if not success:
             raise WorkerError(*value)
         return value, returned

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -58,6 +61,31 @@ def test_messages_are_bounded(pair: Pair) -> None:
         channel.send(pair[0], bytes(40000))
     with pytest.raises(ValueError, match="descriptors"):
         channel.send(pair[0], 1, [0] * 101)
+
+
+@contextmanager
+def descriptors_left(count: int) -> Iterator[None]:
+    """Let this process have only *count* more descriptors."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    probe = os.dup(0)
+    os.close(probe)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (probe + count, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_no_room_for_descriptors(pair: Pair) -> None:
+    """The kernel delivers what fits: none is kept, and it is not taken for the end."""
+    before = len(os.listdir("/proc/self/fd"))
+    channel.send(pair[0], "fds", [0, 1, 2])
+    channel.send(pair[0], "next")
+    with descriptors_left(2), pytest.raises(OSError) as caught:
+        channel.receive(pair[1])
+    assert caught.value.errno == errno.EMFILE
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert channel.receive(pair[1]) == ("next", [])
 
 
 def test_dead_worker_is_an_error_not_a_hang() -> None:
