@@ -21,6 +21,7 @@ import os
 import re
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -35,7 +36,11 @@ from tests.system.kit.users import User, ordinary_user
 
 PORT = 5301  # forwarded to the namespace: services there
 HOST_PORT = 5302  # services on the host and in the remote namespace
-EXCHANGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "exchange.py")
+HERE = os.path.dirname(os.path.abspath(__file__))
+EXCHANGE = os.path.join(HERE, "exchange.py")
+IDLE = os.path.join(HERE, "idle.py")
+IDLE_COUNT = 10_000
+IDLE_SECONDS = 10
 PYTHON = "/usr/bin/python3"  # in the reach of the ordinary user
 
 Values = dict[str, float]
@@ -225,6 +230,37 @@ def memory(setting: Setting) -> Values:
     return values
 
 
+def idle(setting: Setting) -> Values:
+    """What thousands of spliced connections cost while they do nothing.
+
+    As many as there can be, which the limit for open files decides.
+    """
+    if setting.program is None:
+        return {}
+    pasta = setting.pasta(65520)
+    serving = pasta.ns.popen([PYTHON, IDLE, "serve", net.HOST[4], str(PORT)])
+    pasta.ns.wait_listening(PORT)
+    time.sleep(1.5)  # for stocks of sockets
+    descriptors, memory_before = pasta.descriptors(), pasta.memory()["Pss"]
+    words = [PYTHON, IDLE, "hold", net.LOOPBACK[4], str(PORT), str(IDLE_COUNT)]
+    holding = setting.topology.host.popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert holding.stdout
+    count = int(holding.stdout.readline())
+    time.sleep(2)
+    before = pasta.cpu_seconds()
+    time.sleep(IDLE_SECONDS)
+    values = {
+        "idle spliced connections": float(count),
+        f"idle: CPU time in {IDLE_SECONDS} s, ms": (pasta.cpu_seconds() - before) * 1e3,
+        "idle: descriptors per connection": (pasta.descriptors() - descriptors) / count,
+        "idle: memory per connection, Pss, KiB": (pasta.memory()["Pss"] - memory_before) / count,
+    }
+    for process in (holding, serving):
+        setting.topology.processes.stop(process)
+    pasta.close()
+    return values
+
+
 MEASUREMENTS: dict[str, Callable[[Setting], Values]] = {
     "start": start,
     "bulk-65520": lambda setting: bulk(setting, 65520),
@@ -232,6 +268,7 @@ MEASUREMENTS: dict[str, Callable[[Setting], Values]] = {
     "exchange": exchange,
     "datagrams": datagrams,
     "memory": memory,
+    "idle": idle,
 }
 
 
@@ -264,7 +301,7 @@ class Results:
             cells = ["–" if value is None else f"{value:.3g}" for value in medians]
             ours, upstream = self.median(name, "ours"), self.median(name, "upstream")
             ratio = f"{ours / upstream:.2f}" if ours is not None and upstream else "–"
-            better = "lower" if re.search(r"µs|ms$|MiB|loss", name) else "higher"
+            better = "lower" if re.search(r"µs|ms$|[MK]iB|loss|descriptors", name) else "higher"
             lines.append(f"| {name} ({better} is better) | " + " | ".join([*cells, ratio]) + " |")
         return "\n".join(lines)
 

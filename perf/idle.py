@@ -1,0 +1,59 @@
+"""Many TCP connections between two processes that do nothing.
+
+``idle.py serve ADDRESS PORT`` accepts connections and answers the first byte of each with one;
+``idle.py hold ADDRESS PORT COUNT`` makes up to COUNT, one after the other, as far as they are
+answered, prints how many, and keeps them until its standard input ends.
+"""
+
+from __future__ import annotations
+
+import resource
+import select
+import socket
+import sys
+
+PATIENCE = 5.0  # seconds for an answer
+
+
+def serve(address: str, port: int) -> None:
+    """Accept and answer; never ends."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    listener = socket.create_server((address, port), family=family, backlog=4096)
+    held = {listener.fileno(): listener}
+    poll = select.epoll()
+    poll.register(listener, select.EPOLLIN)
+    while True:
+        for fd, _ in poll.poll():
+            if fd == listener.fileno():
+                sock, _ = listener.accept()
+                held[sock.fileno()] = sock
+                poll.register(sock, select.EPOLLIN)
+            elif not held[fd].recv(1):
+                held.pop(fd).close()
+            else:
+                held[fd].send(b"y")
+
+
+def hold(address: str, port: int, count: int) -> None:
+    """Make the connections and keep them."""
+    held = []
+    try:
+        while len(held) < count:
+            sock = socket.create_connection((address, port), timeout=PATIENCE)
+            sock.send(b"x")
+            if sock.recv(1) != b"y":
+                break
+            held.append(sock)
+    except OSError:
+        pass  # as many as there can be
+    print(len(held), flush=True)
+    sys.stdin.read()
+
+
+if __name__ == "__main__":
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if sys.argv[1] == "serve":
+        serve(sys.argv[2], int(sys.argv[3]))
+    else:
+        hold(sys.argv[2], *(int(word) for word in sys.argv[3:5]))
