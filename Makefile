@@ -6,11 +6,11 @@ BIN    := $(VENV)/bin
 CMD    ?=
 
 # Debian packages that give the system tests their peers, and the modules for `python3 -m venv`.
-PACKAGES := iproute2 iputils-ping procps iperf3 socat curl nginx-light dnsmasq-base \
+PACKAGES := iproute2 iputils-ping procps iperf3 socat curl nginx-light dnsmasq-base redis-tools \
 	bind9-dnsutils ncat tcpdump nftables ethtool util-linux strace \
 	isc-dhcp-client dhcpcd-base udhcpc ndisc6
-PROGRAMS := ip ping ps iperf3 socat curl nginx dnsmasq dig ncat tcpdump nft ethtool setpriv strace \
-	dhclient dhcpcd udhcpc rdisc6 ndisc6
+PROGRAMS := ip ping ps iperf3 socat curl nginx dnsmasq redis-benchmark dig ncat tcpdump nft ethtool \
+	setpriv strace dhclient dhcpcd udhcpc rdisc6 ndisc6
 
 .PHONY: shell check lint test unit system tools clean
 

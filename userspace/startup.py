@@ -163,7 +163,8 @@ class Startup:
         )
         _tell(template.notes)
         self.config = resolve(options, versions, template, read_resolv_conf(options))
-        warn_mtu(self.config)
+        if not self.config.splice_only:
+            warn_mtu(self.config)
 
     def open_ports(self) -> None:
         """Bind the sockets of inbound rules, low ports included; they do not listen yet."""

@@ -28,7 +28,10 @@ TIME_LIMIT = 90
 
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the markers of these tests."""
-    config.addinivalue_line("markers", "paths(*names, versions): ways for the fixture `path`")
+    config.addinivalue_line(
+        "markers",
+        "paths(*names, versions): ways for the fixture `path`; pairs of name and version, too",
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -183,14 +186,19 @@ def version(request: pytest.FixtureRequest) -> int:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run tests that take ``path`` for all ways and IP versions, or those of their marker.
 
-    ``@pytest.mark.paths("remote", "inbound", versions=(4,))`` chooses.
+    ``@pytest.mark.paths("remote", "inbound", versions=(4,))`` chooses, or
+    ``@pytest.mark.paths(("remote", 4), ("inbound", 6))``.
     """
     if "path" not in metafunc.fixturenames:
         return
     marker = metafunc.definition.get_closest_marker("paths")
     names = marker.args if marker and marker.args else paths.ALL
     versions = marker.kwargs.get("versions", (4, 6)) if marker else (4, 6)
-    choices = [(name, version) for name in names for version in versions]
+    choices = [
+        choice
+        for name in names
+        for choice in ([name] if isinstance(name, tuple) else [(name, v) for v in versions])
+    ]
     ids = [f"{name}-ipv{version}" for name, version in choices]
     metafunc.parametrize("path", choices, ids=ids, indirect=True)
 

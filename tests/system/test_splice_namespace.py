@@ -10,7 +10,6 @@ import errno
 import hashlib
 import os
 import random
-import select
 import socket
 import struct
 import sys
@@ -23,7 +22,6 @@ import pytest
 
 from passt.kernel.nsthread import NsThread
 from passt.kernel.sockets import SocketSpec, open_socket
-from passt.syscalls.sockopt import linger_reset
 from passt.userspace.config.model import Config
 from passt.userspace.flow.accept import accept
 from passt.userspace.flow.nat import Nat
@@ -351,104 +349,6 @@ def test_small_messages_do_not_wait(running: Running, guest: Net) -> None:
     listener.close()
     # Steps of 40 ms would show in every one.
     assert sorted(times)[100] < 0.03
-
-
-def hashing_server(listener: socket.socket) -> None:
-    """Answer each connection's data, once finished, with its hash; end with the listener."""
-    states: dict[int, tuple[socket.socket, hashlib._Hash]] = {}
-    poll = select.epoll()
-    listener.setblocking(False)
-    poll.register(listener.fileno(), select.EPOLLIN)
-    while True:
-        for fd, _ in poll.poll():
-            if fd == listener.fileno():
-                try:
-                    sock, _ = listener.accept()
-                except BlockingIOError:
-                    continue
-                except OSError:
-                    return
-                poll.register(sock.fileno(), select.EPOLLIN)
-                states[sock.fileno()] = sock, hashlib.sha256()
-                continue
-            sock, state = states[fd]
-            data = sock.recv(1 << 18)
-            state.update(data)
-            if not data:
-                sock.sendall(state.digest())
-                del states[fd]
-                sock.close()
-
-
-def test_a_thousand_connections_at_once(running: Running, guest: Net) -> None:
-    listener = listen(guest, GUEST4, PORT + 1)
-    server = threading.Thread(target=hashing_server, args=(listener,), daemon=True)
-    server.start()
-    clients = [connect(running.host, "127.0.0.1") for _ in range(1000)]
-    chooser = random.Random(1)
-    block = os.urandom(1 << 18)
-    hashes = [hashlib.sha256() for _ in clients]
-    for _ in range(3):
-        for state, sock in zip(hashes, clients, strict=True):
-            data = block[chooser.randrange(1 << 17) :][: chooser.choice((7, 1000, 100_000))]
-            sock.sendall(data)
-            state.update(data)
-    wait_for(lambda: running.table.count == 1000, "not all were accepted")
-    for sock in clients:
-        sock.shutdown(socket.SHUT_WR)
-    for state, sock in zip(hashes, clients, strict=True):
-        assert sock.recv(100, socket.MSG_WAITALL) == state.digest()
-        assert sock.recv(1) == b""
-        sock.close()
-    wait_for(lambda: running.table.count == 0, "flows stay")
-    listener.shutdown(socket.SHUT_RDWR)
-    server.join(10)
-    assert not server.is_alive()
-    listener.close()
-
-
-def test_storm_of_ends_of_all_kinds(running: Running, guest: Net) -> None:
-    """Both ends finish, reset or close with data unread, in any order, hundreds at a time."""
-    listener = listen(guest, GUEST4, PORT + 1)
-    listener.settimeout(20)
-    chooser = random.Random(2)
-
-    def end(sock: socket.socket, how: str) -> None:
-        try:
-            if how == "reset":
-                linger_reset(sock)
-            elif how == "finish":
-                sock.shutdown(socket.SHUT_WR)
-                sock.settimeout(20)
-                while sock.recv(1 << 16):
-                    pass
-            elif how == "write":
-                sock.sendall(b"x" * chooser.choice((1, 70_000)))
-                sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass  # the other end was faster
-        finally:
-            sock.close()
-
-    before = len(os.listdir("/proc/self/fd"))
-    with ThreadPoolExecutor(200) as pool:
-        for _ in range(5):
-            clients = [connect(running.host, "127.0.0.1") for _ in range(100)]
-            servers = [listener.accept()[0] for _ in clients]
-            both = clients + servers
-            chooser.shuffle(both)
-            for sock in both:
-                pool.submit(end, sock, chooser.choice(("reset", "finish", "write", "close")))
-    wait_for(lambda: running.table.count == 0, "flows stay")
-    time.sleep(0.1)
-    # Sockets in stock, and pipes in reserve.
-    assert len(os.listdir("/proc/self/fd")) <= before + 100
-    with connect(running.host, "127.0.0.1") as sock:
-        other, _ = listener.accept()
-        other.sendall(b"still here")
-        assert sock.recv(100) == b"still here"
-        other.close()
-    listener.close()
 
 
 def test_two_way_bulk_with_half_close(running: Running, guest: Net) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import socket
 import struct
 import time
@@ -183,19 +184,18 @@ def test_no_route_on_host(
         host.ip(f"route del unreachable {target}/{bits}\n")
 
 
-def test_socat_half_close(topology: Topology, start_pasta: StartPasta, version: int) -> None:
+@pytest.mark.paths("remote", "inbound", *paths.SPLICED)
+def test_socat_half_close(path: Path) -> None:
     """socat sends a file, finishes, and then collects what the other side computes of it."""
-    pasta = start_pasta()
-    bracketed = f"[{net.REMOTE[6]}]" if version == 6 else net.REMOTE[4]
-    kind = f"TCP{version}"
-    topology.remote.popen(
-        ["socat", f"{kind}-LISTEN:7010,bind={bracketed},reuseaddr,fork", "SYSTEM:sha256sum"]
+    kind = f"TCP{path.version}"
+    address, target = (f"[{a}]" if ":" in a else a for a in (path.address, path.target))
+    path.server_ns.popen(
+        ["socat", f"{kind}-LISTEN:{path.port},bind={address},reuseaddr", "SYSTEM:sha256sum"]
     )
-    topology.remote.wait_listening(7010)
+    path.server_ns.wait_listening(path.port)
     words = "the quick brown fox\n" * 10000
-    done = pasta.ns.run(["socat", "-t10", "-", f"{kind}:{bracketed}:7010"], text=words)
-    expected = topology.remote.run(["sha256sum"], text=words).stdout
-    assert done.stdout == expected
+    done = path.client_ns.run(["socat", "-t10", "-", f"{kind}:{target}:{path.port}"], text=words)
+    assert done.stdout.split()[0] == hashlib.sha256(words.encode()).hexdigest()
 
 
 @pytest.mark.paths("remote", "inbound", "splice-in", "splice-out", versions=(4,))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import select
 import socket
 import statistics
 import time
@@ -10,6 +9,7 @@ import time
 import pytest
 
 from tests.system.kit import paths, stream
+from tests.system.kit.netns import wait_writable
 from tests.system.kit.paths import Path
 
 pytestmark = pytest.mark.system
@@ -171,12 +171,7 @@ def test_many_connections_at_once(path: Path) -> None:
     """More connections in one go than any pool holds, all served, each with its own data."""
     count = 200
     with path.listen(backlog=512) as listener:
-        clients = []
-        for _ in range(count):
-            client = path.client_ns.new_socket(socket.AF_INET, socket.SOCK_STREAM)
-            client.setblocking(False)
-            client.connect_ex((path.target, path.port))
-            clients.append(client)
+        clients = path.connect_many(count)
 
         def serve() -> None:
             listener.settimeout(10)
@@ -195,10 +190,3 @@ def test_many_connections_at_once(path: Path) -> None:
             with client:
                 assert stream.read_exactly(client, 400) == number.to_bytes(4, "big") * 100
         serving.result()
-
-
-def wait_writable(sock: socket.socket) -> None:
-    """Wait until a connecting socket is connected."""
-    poll = select.poll()
-    poll.register(sock, select.POLLOUT)
-    assert poll.poll(10000), "no connection in 10 s"

@@ -70,37 +70,46 @@ def test_upload(
     assert stream.file_digest(web.path("stored")) == stream.digest(BULK)
 
 
-def test_200_parallel_requests(start_pasta: StartPasta, web: Nginx, version: int) -> None:
-    pasta = start_pasta()
+def fetch_small(ns: Netns, target: str, port: int = HTTP_PORT) -> None:
+    """Make 200 requests, each by a connection of its own and all at once, for a small page."""
     words = ["curl", "-sSf", "--no-progress-meter", "-Z", "--parallel-immediate"]
     words += ["--parallel-max", "200", "-w", "%{http_code} %{num_connects}\\n"]
     for number in range(200):
-        words += ["-o", "-", url(net.REMOTE[version], f"small?{number}")]
-    out = pasta.ns.run(words).stdout
+        words += ["-o", "-", url(target, f"small?{number}", port)]
+    out = ns.run(words).stdout
     assert out.count(SMALL.decode()) == 200
     rest = out.replace(SMALL.decode(), "").split("\n")
     assert sum(line.startswith("200 ") for line in rest) == 200
 
 
-@pytest.mark.parametrize("client", ["remote", "host"])
-def test_server_in_the_namespace(
-    start_pasta: StartPasta, topology: Topology, folder: str, version: int, client: str
+def test_200_parallel_requests(start_pasta: StartPasta, web: Nginx, version: int) -> None:
+    fetch_small(start_pasta().ns, net.REMOTE[version])
+
+
+@pytest.mark.parametrize("way", ["inbound", "splice-in", "splice-out"])
+def test_forwarded(
+    start_pasta: StartPasta, topology: Topology, folder: str, version: int, way: str
 ) -> None:
-    """Inbound, from outside by the tap, from the host's loopback by splice: both ways, hashed."""
+    """A server inside, from outside by the tap or from the host's loopback, and one on the host.
+
+    Bulk both ways, hashed, and many requests at a time.
+    """
     size = min(BULK, 50 * MIB)
-    pasta = start_pasta("-t", f"8081:{HTTP_PORT}")
+    pasta = start_pasta("-t", f"8081:{HTTP_PORT}", "-T", f"8081:{HTTP_PORT}")
     path = os.path.join(folder, "inside")
-    server = Nginx(pasta.ns_as_root, path, (4, 6))
+    server = Nginx(topology.host if way == "splice-out" else pasta.ns_as_root, path, (4, 6))
     try:
         stream.write_file(server.path("content"), size, 7)
         source = server.path("content")
         ns, target = {
-            "remote": (topology.remote, net.HOST[version]),
-            "host": (topology.host, net.LOOPBACK[version]),
-        }[client]
-        copy = os.path.join(folder, "copy")
-        ns.run(["curl", "-sSf", "-o", copy, url(target, "content", 8081)], timeout=60)
-        assert stream.file_digest(copy) == stream.digest(size, 7)
+            "inbound": (topology.remote, net.HOST[version]),
+            "splice-in": (topology.host, net.LOOPBACK[version]),
+            "splice-out": (pasta.ns, net.LOOPBACK[version]),
+        }[way]
+        fetch_small(ns, target, 8081)
+        fetch = f"curl -sSf '{url(target, 'content', 8081)}' | sha256sum"
+        done = ns.run(["sh", "-c", fetch], timeout=60)
+        assert done.stdout.split()[0] == stream.digest(size, 7)
         ns.run(["curl", "-sSf", "-T", source, url(target, "stored", 8081)], timeout=60)
         assert stream.file_digest(server.path("stored")) == stream.digest(size, 7)
     finally:

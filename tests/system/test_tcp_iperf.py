@@ -9,8 +9,10 @@ from __future__ import annotations
 import pytest
 
 from tests.system.conftest import StartPasta
+from tests.system.kit import paths
 from tests.system.kit import topology as net
 from tests.system.kit.netns import Netns
+from tests.system.kit.paths import Path
 from tests.system.kit.servers import iperf3, iperf3_server
 
 pytestmark = pytest.mark.system
@@ -79,10 +81,14 @@ def test_inbound_connection(
     assert end["sum_received"]["bits_per_second"] > FLOOR
 
 
-@pytest.mark.parametrize("direction", ["out", "in"])
-def test_splice(start_pasta: StartPasta, host: Netns, version: int, direction: str) -> None:
-    pasta = start_pasta("-t", str(PORT))
-    iperf3_server(pasta.ns, net.HOST[version], PORT)
-    options = ["-R"] if direction == "out" else []
-    end = iperf3(host, net.LOOPBACK[version], PORT, *options)
-    assert end["sum_received"]["bits_per_second"] > 10 * FLOOR
+@pytest.mark.parametrize("words", ["", "-R", "-P 8 --bidir"])
+@pytest.mark.paths(*paths.SPLICED)
+def test_splice(path: Path, words: str) -> None:
+    iperf3_server(path.server_ns, path.address, path.port)
+    end = iperf3(path.client_ns, path.target, path.port, *words.split())
+    if "--bidir" in words:
+        # iperf3 itself prefers one direction by far.
+        for name in ("sum_received", "sum_received_bidir_reverse"):
+            assert end[name]["bits_per_second"] > FLOOR
+    else:
+        assert end["sum_received"]["bits_per_second"] > 10 * FLOOR

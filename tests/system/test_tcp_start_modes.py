@@ -211,6 +211,12 @@ def test_host_with_nothing(program: Program, user: User) -> None:
             topology.host.connect("127.0.0.1", 7001),
         ):
             listener.accept()[0].close()
+        # There is no other address than the link-local one, which needs a scope.
+        with (
+            pasta.ns.listen("::", 7001) as listener,
+            topology.host.connect("::1", 7001),
+        ):
+            listener.accept()[0].close()
         with pytest.raises(OSError):
             pasta.ns.connect(net.REMOTE[4], PORT, timeout=2)
         pasta.close()

@@ -140,6 +140,7 @@ def test_ports_are_translated(
         (remote, net.HOST, 6001, 7001),
         (host, net.LOOPBACK, 6001, 7001),
         (remote, net.HOST, 65535, 65534),
+        (host, net.LOOPBACK, 65535, 65534),
     ):
         with pasta.ns.udp(net.HOST[version], server_port) as server:
             client = ns.udp(family=server.family)

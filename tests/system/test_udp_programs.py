@@ -7,11 +7,12 @@ import subprocess
 import pytest
 
 from tests.system.conftest import StartPasta
+from tests.system.kit import paths
 from tests.system.kit import topology as net
 from tests.system.kit.netns import Netns
 from tests.system.kit.pasta import Pasta
+from tests.system.kit.paths import Path
 from tests.system.kit.servers import dnsmasq, iperf3, iperf3_server
-from tests.system.kit.topology import Topology
 
 pytestmark = pytest.mark.system
 
@@ -67,9 +68,8 @@ def test_large_answer_by_udp(start_pasta: StartPasta, name_server: None, version
 # -- iperf3 --------------------------------------------------------------------------------------
 
 
-def check_datagrams(end: dict[str, dict[str, float]], rate: float) -> None:
+def check_datagrams(total: dict[str, float], rate: float) -> None:
     """Assert that at least *rate* bit/s and all but a few percent of the datagrams arrived."""
-    total = end["sum"]
     assert total["packets"] > 0
     assert total["lost_percent"] < 5, total
     assert total["bits_per_second"] > rate * 0.8, total
@@ -83,24 +83,16 @@ def test_iperf3_outbound(
     pasta = start_pasta()
     iperf3_server(remote, net.REMOTE[version], PORT)
     options = ["-u", "-b", "10M", "-l", str(length), *(["-R"] if direction == "in" else [])]
-    check_datagrams(iperf3(pasta.ns, net.REMOTE[version], PORT, *options), 10e6)
+    check_datagrams(iperf3(pasta.ns, net.REMOTE[version], PORT, *options)["sum"], 10e6)
 
 
-@pytest.mark.parametrize("client", ["remote", "host"])
-def test_iperf3_inbound(
-    start_pasta: StartPasta, topology: Topology, version: int, client: str
-) -> None:
-    pasta = start_pasta("-t", str(PORT), "-u", str(PORT))
-    iperf3_server(pasta.ns, net.HOST[version], PORT)
-    ns, target = {
-        "remote": (topology.remote, net.HOST[version]),
-        "host": (topology.host, net.LOOPBACK[version]),
-    }[client]
-    for options in ([], ["-R"]):
-        if options:
-            iperf3_server(pasta.ns, net.HOST[version], PORT)
-        end = iperf3(ns, target, PORT, "-u", "-b", "10M", "-l", "1400", *options)
-        check_datagrams(end, 10e6)
+@pytest.mark.paths("inbound", *paths.SPLICED)
+def test_iperf3_forwarded(path: Path) -> None:
+    iperf3_server(path.server_ns, path.address, path.port)
+    options = ["-u", "-b", "10M", "-l", "1400", "-P", "4", "--bidir"]
+    end = iperf3(path.client_ns, path.target, path.port, *options)
+    for name in ("sum_received", "sum_received_bidir_reverse"):
+        check_datagrams(end[name], 40e6)
 
 
 # -- netcat --------------------------------------------------------------------------------------

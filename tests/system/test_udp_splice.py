@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+import os
 import socket
 import time
+from collections.abc import Iterator
 
 import pytest
 
 from tests.system.conftest import StartPasta
+from tests.system.kit import paths
 from tests.system.kit import topology as net
-from tests.system.kit.netns import Netns
+from tests.system.kit.netns import Netns, wait_for
+from tests.system.kit.pasta import Pasta, Program
+from tests.system.kit.paths import Path
 from tests.system.kit.topology import Topology
+from tests.system.kit.users import User
 
 pytestmark = pytest.mark.system
 
@@ -178,3 +185,91 @@ def test_largest_datagrams(start_pasta: StartPasta, host: Netns, version: int) -
         assert data == payload
         server.sendto(payload, source)
         assert client.recvfrom(70000)[0] == payload
+
+
+@pytest.fixture
+def short_lives(host: Netns) -> Iterator[None]:
+    """Flows time out after one second, conversations after three."""
+    values = {"nf_conntrack_udp_timeout": (1, 30), "nf_conntrack_udp_timeout_stream": (3, 120)}
+    if not os.path.exists("/proc/sys/net/netfilter/nf_conntrack_udp_timeout"):
+        pytest.skip("no connection tracking in this kernel, hence no setting")
+    for name, (value, _) in values.items():
+        host.sysctl(f"net/netfilter/{name}", value)
+    yield
+    for name, (_, usual) in values.items():
+        host.sysctl(f"net/netfilter/{name}", usual)
+
+
+@pytest.mark.paths(("splice-in", 4), ("splice-out", 6))
+def test_flows_end(short_lives: None, path: Path) -> None:
+    """Sockets go when a flow has been idle, later if it was a conversation, and ports come back."""
+    with path.udp_server() as server, path.udp_client(40101) as query, path.udp_client() as chat:
+
+        def flows() -> int:
+            """How many of our sockets are connected to clients."""
+            kind = "udp" if path.version == 4 else "udp6"
+            ours = [row for row in path.client_ns.table(kind) if row[3] == "01"]
+            return sum(int(row[1].rpartition(":")[2], 16) == path.port for row in ours)
+
+        for client, rounds in ((query, 1), (chat, 2)):
+            for _ in range(rounds):
+                client.send(b"query")
+                _, source = server.recvfrom(10)
+                server.sendto(b"answer", source)
+                assert client.recv(10) == b"answer"
+        started = time.monotonic()
+        assert flows() == 2
+        wait_for(lambda: flows() == 1, what="the first flow to end")
+        assert time.monotonic() - started > 0.9
+        # Other descriptors take the numbers.
+        pairs = [path.pair() for _ in range(3)]
+        query.send(b"again")
+        data, source = server.recvfrom(10)
+        server.sendto(b"answer", source)
+        assert (data, query.recv(10)) == (b"again", b"answer")
+        for pair in pairs:
+            for sock in pair:
+                sock.close()
+        wait_for(lambda: flows() == 0, what="all flows to end")
+        assert time.monotonic() - started > 2.9
+
+
+@pytest.mark.parametrize("name", paths.SPLICED)
+def test_no_descriptors_left(
+    ours_only: None,
+    short_lives: None,
+    program: Program,
+    topology: Topology,
+    user: User,
+    name: str,
+) -> None:
+    """New flows are dropped, old ones work, and all is well when some have ended."""
+    limited = copy.copy(user)
+    limited.prefix = [*user.prefix, "prlimit", "--nofile=192:192", "--"]
+    pasta = Pasta(program, topology.host, limited, *paths.UDP_OPTIONS)
+    path = Path(name, 4, topology, pasta)
+
+    def answered(client: socket.socket) -> bool:
+        client.send(b"query")
+        try:
+            _, source = server.recvfrom(10)
+        except TimeoutError:
+            return False
+        server.sendto(b"answer", source)
+        return client.recv(10) == b"answer"
+
+    with path.udp_server() as server:
+        server.settimeout(0.5)
+        clients = [path.udp_client()]
+        while answered(clients[-1]):
+            clients.append(path.udp_client())
+            assert len(clients) < 192
+        assert len(clients) > 20
+        before = pasta.cpu_seconds()
+        for client in clients[:10]:
+            assert answered(client)
+        assert pasta.cpu_seconds() - before < 0.3
+        wait_for(lambda: answered(clients[-1]), what="service after the shortage")
+        for client in clients:
+            client.close()
+    pasta.close()

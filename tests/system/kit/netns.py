@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
 import shlex
 import signal
 import socket
@@ -45,6 +46,13 @@ def wait_for(
         if time.monotonic() > deadline:
             raise AssertionError(f"timeout of {timeout:g} s: {what or predicate}")
         time.sleep(interval)
+
+
+def wait_writable(sock: socket.socket, timeout: float = 10.0) -> None:
+    """Wait until a socket that is being connected is."""
+    poll = select.poll()
+    poll.register(sock, select.POLLOUT)
+    assert poll.poll(timeout * 1000), f"no connection in {timeout:g} s"
 
 
 def call_in(path: str, function: Callable[[], T]) -> T:

@@ -67,6 +67,16 @@ class Path:
             self.target, self.port, timeout=timeout, source=(self.source, source_port)
         )
 
+    def connect_many(self, count: int) -> list[socket.socket]:
+        """Return *count* sockets that are being connected, non-blocking."""
+        sockets = []
+        for _ in range(count):
+            sock = self.client_ns.new_socket(family_of(self.target), socket.SOCK_STREAM)
+            sock.setblocking(False)
+            sock.connect_ex((self.target, self.port))
+            sockets.append(sock)
+        return sockets
+
     def pair(self) -> tuple[socket.socket, socket.socket]:
         """Return the two ends, client and server, of a new connection."""
         with self.listen() as listener:

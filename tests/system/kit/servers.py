@@ -1,10 +1,12 @@
-"""Real servers and clients in a namespace: nginx, dnsmasq, iperf3."""
+"""Real servers and clients in a namespace: nginx, redis, dnsmasq, iperf3."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,6 +48,33 @@ class Nginx:
         return os.path.join(self.folder, "files", name)
 
 
+def redis(ns: Netns, folder: str, addresses: Sequence[str], port: int) -> subprocess.Popen[str]:
+    """Start a redis server without files on *addresses*; *folder* takes a link.
+
+    The package of redis-benchmark has the server as well, by the name of another tool of its.
+    """
+    program = os.path.join(folder, "redis-server")
+    if not os.path.lexists(program):
+        os.symlink(shutil.which("redis-check-rdb") or "redis-check-rdb is missing", program)
+    process = ns.popen(
+        [
+            program,
+            "--port",
+            str(port),
+            "--bind",
+            *addresses,
+            "--save",
+            "",
+            "--protected-mode",
+            "no",
+        ],
+        stdout=subprocess.DEVNULL,
+        cwd="/",
+    )
+    ns.wait_listening(port)
+    return process
+
+
 def dnsmasq(
     ns: Netns, addresses: Sequence[str], options: Sequence[str], port: int = 53
 ) -> subprocess.Popen[str]:
@@ -59,6 +88,28 @@ def dnsmasq(
     )
     ns.wait_listening(port, "udp")
     ns.wait_listening(port, "tcp")
+    return process
+
+
+_HOLD = """
+import socket, sys
+held = []
+for port in range(int(sys.argv[2]), int(sys.argv[3])):
+    held.append(socket.create_server((sys.argv[1], port), backlog=1))
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def hold_ports(ns: Netns, address: str, ports: range) -> subprocess.Popen[str]:
+    """Start a process that listens on all *ports*, by TCP, and never accepts anything."""
+    process = ns.popen(
+        [sys.executable, "-S", "-c", _HOLD, address, str(ports.start), str(ports.stop)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "ready\n"
     return process
 
 

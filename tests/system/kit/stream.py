@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import select
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -82,6 +83,36 @@ def read_exactly(sock: socket.socket, size: int) -> bytes:
             raise EOFError(f"{len(data)} of {size} bytes")
         data += piece
     return bytes(data)
+
+
+def answer_with_hashes(listener: socket.socket) -> None:
+    """Answer what each connection sends, once it has finished, with its SHA-256.
+
+    To be run in a thread; ends when *listener* is shut down.
+    """
+    states: dict[int, tuple[socket.socket, hashlib._Hash]] = {}
+    listener.setblocking(False)
+    with select.epoll() as poll:
+        poll.register(listener, select.EPOLLIN)
+        while True:
+            for fd, _ in poll.poll():
+                if fd == listener.fileno():
+                    try:
+                        sock, _ = listener.accept()
+                    except BlockingIOError:
+                        continue
+                    except OSError:  # shut down
+                        return
+                    poll.register(sock, select.EPOLLIN)
+                    states[sock.fileno()] = sock, hashlib.sha256()
+                    continue
+                sock, state = states[fd]
+                data = sock.recv(1 << 18)
+                state.update(data)
+                if not data:
+                    sock.sendall(state.digest())
+                    del states[fd]
+                    sock.close()
 
 
 class Background(threading.Thread, Generic[T]):
