@@ -15,17 +15,19 @@ after                      selected level, with ``-d`` and     selected level
 A log file replaces the system log, and so does ``-d``, which marks the lines on standard
 error with the time since the start of the process instead.
 
-Nothing here raises or waits for a reader of the system log: a message that cannot be
-delivered is lost.  Messages are ``%`` formats, expanded only if they are going anywhere; on
-hot paths the callers check :data:`debug_on` or :data:`trace_on` first, which costs an
-attribute.  Control characters are escaped, since parts of a message may come from the guest.
+Nothing here raises, or waits for who reads the system log or, after :func:`setup`, standard
+error: a message that cannot be delivered is lost.  Messages are ``%`` formats, expanded only if
+they are going anywhere; on hot paths the callers check :data:`debug_on` or :data:`trace_on`
+first, which costs an attribute.  Control characters are escaped, since parts of a message may
+come from the guest.
 
-What guest or network can provoke at will goes through :func:`limited`.
+What guest, network or clients can provoke at will goes through :func:`limited`.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import sys
 from time import monotonic_ns
 
@@ -62,6 +64,7 @@ _LABELS = {
 _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
 
 _STDERR = 2
+_PIPE_BUF = 4096
 _SYSLOG_PATH = "/dev/log"
 
 _started = monotonic_ns()
@@ -72,6 +75,8 @@ _stderr = True
 _program = ""
 _file: LogFile | None = None
 _syslog: socket.socket | None = None
+#: Tells whether standard error takes anything, ``None`` if it always does (a file), or must.
+_watch: select.epoll | None = None
 #: Per key: second in which the window began, messages in it, how many were suppressed.
 _windows: dict[Hashable, list[int]] = {}
 
@@ -93,7 +98,7 @@ def setup(
     Raises OSError if the log file cannot be opened; the system log may be absent.  Must run
     before the file system is given up.
     """
-    global _debug, _level, _program, _file, _syslog
+    global _debug, _level, _program, _file, _syslog, _watch
     _program = program
     _debug = debug or trace
     _level = TRACE if trace else DEBUG if debug else WARNING if quiet else INFO
@@ -107,6 +112,7 @@ def setup(
         _file = LogFile(path, size, _encode(header))
     elif not _debug:
         _syslog = _open_syslog()
+    _watch = _watch_stderr()
     _select()
 
 
@@ -211,7 +217,7 @@ def _deliver(level: int, msg: str, on_stderr: bool) -> None:
     stamp = f"{ticks // 10_000}.{ticks % 10_000:04d}"
     if on_stderr:
         timed = _debug and _file is None
-        write_fully(_STDERR, _encode(f"{stamp}: {msg}\n" if timed else f"{msg}\n"))
+        to_stderr(_encode(f"{stamp}: {msg}\n" if timed else f"{msg}\n"))
     if _file is not None:
         _file.write(stamp, _encode(f"{stamp}: {_LABELS[level]}{msg}\n"))
     elif _syslog is not None:
@@ -220,6 +226,19 @@ def _deliver(level: int, msg: str, on_stderr: bool) -> None:
         except OSError:
             # Nobody reads, or the reader was replaced: there is no way back to its path.
             pass
+
+
+def to_stderr(data: bytes) -> None:
+    """Write ``data`` to standard error, unless whoever reads it has stopped to.
+
+    A terminal that was stopped, or a pipe that is full, must not stop us.  What is written at
+    once fits if anything does (pipe(7), PIPE_BUF).
+    """
+    watch = _watch
+    while data and (watch is None or watch.poll(0, 1)):
+        if not write_fully(_STDERR, data[:_PIPE_BUF]):
+            return
+        data = data[_PIPE_BUF:]
 
 
 def write_fully(fd: int, data: bytes) -> bool:
@@ -239,6 +258,18 @@ def _select() -> None:
     _threshold = _level if anywhere else 0
     debug_on = _threshold >= DEBUG
     trace_on = _threshold >= TRACE
+
+
+def _watch_stderr() -> select.epoll | None:
+    """Something that tells when standard error can be written to without waiting."""
+    watch = select.epoll()
+    try:
+        watch.register(_STDERR, select.EPOLLOUT)
+    except OSError:
+        # A regular file, which never makes us wait, or nothing at all.
+        watch.close()
+        return None
+    return watch
 
 
 def _open_syslog() -> socket.socket | None:

@@ -14,8 +14,7 @@ Source: pasta(1), --stats.
 
 from __future__ import annotations
 
-import os
-
+from passt.userspace import log
 from passt.userspace.wire import drops
 
 TYPE_CHECKING = False
@@ -62,10 +61,7 @@ class Statistics:
         if self._lines % _LINES_PER_HEADER == 0:
             text = header() + text
         self._lines += 1
-        try:
-            os.write(2, text.encode())
-        except OSError:
-            pass  # the terminal went away
+        log.to_stderr(text.encode())
 
     def line(self) -> str:
         """The counters as they are now, with newline."""

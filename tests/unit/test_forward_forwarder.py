@@ -21,7 +21,7 @@ from passt.userspace.flow.rules import (
     RuleTable,
 )
 from passt.userspace.forward.side import ForwardError
-from tests.unit.forward_world import World
+from tests.unit.forward_world import FakeSocket, World
 
 T, U = IPPROTO_TCP, IPPROTO_UDP
 LOCALHOST = bytes((127, 0, 0, 1))
@@ -220,6 +220,22 @@ def test_scans_are_a_second_apart() -> None:
     world.loop.wait(0.1)
     assert world.host.listening(T) == [8080]
     assert len(world.loop.timers) == 1
+
+
+def test_last_descriptors_are_not_for_listeners(messages: list[str]) -> None:
+    """A guest that listens on all ports gets as many of them as leave room for the rest."""
+    world = World([auto()]).start()
+    side = world.forwarder._sides[HOST]
+    side._last_fd = FakeSocket(world.host, T, 0).fileno() - 1
+    world.ns.others = {(T, port) for port in range(1000, 3000)}
+    world.loop.wait()
+    assert not world.host.bound
+    assert 0 < len(messages) <= 2000
+    assert messages[0] == "Listen failed for HOST TCP port */1000: Too many open files"
+    side._last_fd += 1
+    world.loop.wait()
+    world.check()
+    assert world.host.listening(T) == list(range(1000, 3000))
 
 
 def test_ports_outside_of_rules_are_left_alone() -> None:

@@ -23,6 +23,7 @@ STATE = {
     "_program": "",
     "_file": None,
     "_syslog": None,
+    "_watch": None,
 }
 
 
@@ -293,3 +294,54 @@ def test_below_the_limit_nothing_is_said_of_it(
     clock.seconds += 10
     log.limited("a", log.INFO, "y")
     assert capfd.readouterr().err.splitlines() == ["x"] * 5 + ["y"]
+
+
+# Readers of standard error that do not read.
+
+
+def full_pipe() -> tuple[int, int]:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    try:
+        while True:
+            os.write(writer, bytes(4096))
+    except BlockingIOError:
+        os.set_blocking(writer, True)
+    return reader, writer
+
+
+def test_full_pipe_does_not_stop_us(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = full_pipe()
+    monkeypatch.setattr(log, "_STDERR", writer)
+    log.setup("pasta")
+    for _ in range(10):
+        log.err("lost")
+        log.to_stderr(bytes(100000))
+    left = 65536
+    while left:
+        left -= len(os.read(reader, left))
+    log.err("found")
+    assert os.read(reader, 100) == b"found\n"
+    os.close(reader)
+    os.close(writer)
+
+
+def test_long_text_goes_as_far_as_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    monkeypatch.setattr(log, "_STDERR", writer)
+    log.setup("pasta")
+    log.to_stderr(b"x" * 100000)
+    assert os.read(reader, 100000) == b"x" * 65536
+    os.close(reader)
+    log.to_stderr(b"nobody is there")
+    os.close(writer)
+
+
+def test_file_as_standard_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "errors"
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT)
+    monkeypatch.setattr(log, "_STDERR", fd)
+    log.setup("pasta")
+    log.err("kept")
+    assert path.read_bytes() == b"kept\n"
+    os.close(fd)

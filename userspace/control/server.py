@@ -170,7 +170,7 @@ class Session:
         try:
             self._loop.add(self._fd, EPOLLIN, self._on_event)
         except OSError as error:
-            log.warn("Control socket: %s", error.strerror)
+            log.limited("control-watch", log.WARNING, "Control socket: %s", error.strerror)
             self.close()
             return
         self._send()
@@ -254,7 +254,7 @@ class Session:
         self.close()
 
     def _on_time_limit(self) -> None:
-        log.warn("Configuration client timed out")
+        log.limited("control-time-out", log.WARNING, "Configuration client timed out")
         self.close()
 
 
