@@ -77,6 +77,21 @@ def test_close_with_unread_data_resets(path: Path, by: str) -> None:
         assert outcome(other) == "ECONNRESET"
 
 
+@pytest.mark.paths(*paths.INBOUND, *paths.SPLICED)
+def test_answer_before_a_reset(ours_only: None, path: Path) -> None:
+    """A server refuses a request without reading it all: its answer arrives, then the reset."""
+    with path.listen() as listener:
+        for _ in range(50):
+            with path.connect() as client:
+                server, _ = listener.accept()
+                with server:
+                    client.sendall(b"a long request")
+                    assert server.recv(1) == b"a"
+                    server.sendall(b"413")
+                assert stream.read_exactly(client, 3) == b"413"
+                assert outcome(client) == "ECONNRESET"
+
+
 def test_crossing_ends(path: Path) -> None:
     """Last data and FIN from both sides at once: both get data and EOF, never a reset."""
     with path.listen() as listener:

@@ -141,7 +141,7 @@ def test_clean_close_is_never_a_reset(bypass: Bypass, first: str) -> None:
 
 
 def test_server_that_does_not_read_the_request(bypass: Bypass) -> None:
-    """It answers and closes: its kernel sends a reset, which may overtake the answer."""
+    """It answers and closes, and its kernel sends a reset, which does not overtake the answer."""
     for _ in range(100):
         client = bypass.client()
         client.sendall(b"request")
@@ -150,6 +150,7 @@ def test_server_that_does_not_read_the_request(bypass: Bypass) -> None:
         server.sendall(b"answer")
         server.close()
         bypass.settle()
+        assert bypass.receive(client, 6) == b"answer"
         assert bypass.is_reset(client)
         bypass.until_gone()
 
@@ -164,6 +165,25 @@ def test_reset_reaches_the_other_side(bypass: Bypass, who: str) -> None:
     bypass.transfer(one, other, b"x")
     reset(one)
     bypass.settle()
+    assert bypass.is_reset(other)
+    bypass.until_gone()
+
+
+@pytest.mark.parametrize("who", ["client", "server"])
+@pytest.mark.parametrize("size", [10, 100_000])
+@pytest.mark.parametrize("crossing", [b"", b"more"])
+def test_last_words_before_a_reset(bypass: Bypass, who: str, size: int, crossing: bytes) -> None:
+    """As on a direct connection: what came before the reset can be read before it is noticed."""
+    ends = bypass.connect()
+    one, other = ends if who == "client" else reversed(ends)
+    for end in ends:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 19)
+    one.sendall(b"x" * size)
+    reset(one)
+    if crossing:
+        other.sendall(crossing)
+    bypass.settle()
+    assert len(bypass.receive(other, size)) == size
     assert bypass.is_reset(other)
     bypass.until_gone()
 

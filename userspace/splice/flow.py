@@ -34,7 +34,8 @@ finished; what has arrived on it can still be read.
 written, each direction for itself, so connections stay half-closed for as long as their
 owners like.  Both directions finished: both sockets are closed.  Everything else that ends a
 connection (an error on either socket, or of any call) is passed on as what it was: both sockets
-are closed with SO_LINGER 0 and both peers see a reset.
+are closed with SO_LINGER 0 and both peers see a reset, behind what had arrived before it.  So the
+answer of a server that refuses a request without reading it all reaches its client.
 
 Source: pasta(1); tcp(7), splice(2), epoll(7).
 """
@@ -65,6 +66,9 @@ BUFFER_SIZE = 1 << 15
 BULK_END = 1 << 14
 #: Reads per direction and event: in bulk that is about two milliseconds.
 TURNS = 4
+
+#: Buffers that are passed on when there is an error behind: up to a megabyte.
+LAST_WORDS = 32
 
 _READABLE = EPOLLIN | EPOLLRDHUP
 _MSG_MORE = int(socket.MSG_MORE)
@@ -188,13 +192,16 @@ class SplicedTcp(Flow):
             log.debug("%s: closed", self)
         self._close()
 
-    def failed(self, end: End) -> None:
-        """There is an error on the socket of ``end``."""
-        try:
-            number = end.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        except OSError as error:
-            number = error.errno or 0
-        self.reset(os.strerror(number))
+    def failed(self, end: End, reason: str | None = None) -> None:
+        """There is an error on the socket of ``end``: ``reason`` if it has been told already."""
+        if reason is None:
+            try:
+                number = end.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            except OSError as error:
+                number = error.errno or 0
+            reason = os.strerror(number)
+        end.last_words()
+        self.reset(reason)
 
     def reset(self, reason: str | None) -> None:
         """End the connection abnormally, as both peers shall see."""
@@ -327,7 +334,7 @@ class End:
             sent = self.other.sock.send(_buffer[:count], _MSG_MORE if events & EPOLLRDHUP else 0)
         except OSError as error:
             if error.errno != EAGAIN:
-                self.flow.reset(error.strerror)
+                self.flow.failed(self.other, error.strerror)
                 return False
             sent = 0
         if sent < count:
@@ -373,7 +380,7 @@ class End:
             moved = splice(pipe.reader, other.fd, self.pending)
             if moved < 0:
                 if moved != -EAGAIN:
-                    self.flow.reset(os.strerror(-moved))
+                    self.flow.failed(other, os.strerror(-moved))
                 return False
             self.pending -= moved
             if self.pending:
@@ -387,7 +394,7 @@ class End:
             sent = other.sock.send(held)
         except OSError as error:
             if error.errno != EAGAIN:
-                self.flow.reset(error.strerror)
+                self.flow.failed(other, error.strerror)
             return False
         if sent < len(held):
             self.held = held[sent:]
@@ -400,6 +407,23 @@ class End:
         self.held = None
         self.flow.shared.hold(-self.weight)
 
+    def last_words(self) -> None:
+        """Pass on what arrived before an error, if it can be taken at once.
+
+        Linux lets data in the queue of a socket be read after a reset, and so they would be on a
+        direct connection.
+        """
+        if self.eof or self.pipe is not None or self.held is not None:
+            return
+        try:
+            for _ in range(LAST_WORDS):
+                count = self.sock.recv_into(_buffer)
+                if not count or self.other.sock.send(_buffer[:count]) < count:
+                    return
+        except OSError:
+            # Nothing more is there, or nobody takes it.
+            return
+
     def _finish(self) -> None:
         """The end of file is all that is left to be passed on."""
         flow = self.flow
@@ -410,6 +434,6 @@ class End:
         try:
             self.other.sock.shutdown(socket.SHUT_WR)
         except OSError as error:
-            flow.reset(error.strerror)
+            flow.failed(self.other, error.strerror)
             return
         flow.settle()
