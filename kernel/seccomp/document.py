@@ -53,6 +53,10 @@ all: a bitmap, filled when the filter is installed, says so. All calls that carr
 this kind. For those with conditions, a binary search takes some seven comparisons to find the
 number, and a few more look at the arguments.
 
+Measured on a virtual machine (Linux 6.18): having any filter makes a call 65 ns longer, a condition
+adds 20 to 50 ns. A request and its answer, 6 to 7 calls of the 43 to 47 µs that they take at best,
+come to 0.5 µs or 1 % more; throughput and the time to start do not change measurably.
+
 ## Machines
 
 There are numbers for {machines},

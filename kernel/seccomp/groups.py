@@ -1,7 +1,7 @@
 """The list of system calls.
 
-A call without condition costs nothing: the kernel knows that it is allowed before the filter
-is asked (:mod:`passt.syscalls.seccomp`).  So the calls that carry traffic have none; conditions
+For a call without condition no filter runs: the kernel knows that it is allowed before
+(:mod:`passt.syscalls.seccomp`).  So the calls that carry traffic have none; conditions
 are for those by which one could get at something new: other kinds of sockets, terminals and
 devices, executable memory.  None of the calls takes a path, but for one that is not in
 ordinary profiles.
@@ -108,7 +108,7 @@ LOOP = Group(
 
 TRAFFIC = Group(
     "traffic",
-    "Carrying data; none of these has a condition, so that the filter costs them nothing.",
+    "Carrying data; none of these has a condition, so that no filter runs for them.",
     Call("read", "frames from the tap; signals, events, lists of ports, splicing by hand"),
     Call("readv", "frames from the tap into several buffers"),
     Call("write", "frames to the tap; messages, captures, wake-ups of the loop"),
