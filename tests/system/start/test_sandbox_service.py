@@ -189,7 +189,7 @@ def test_log_and_capture_are_complete_after_an_end_under_load(
     try:
         wait_for(lambda: capture.stat().st_size > 10_000_000)
         instance.process.terminate()
-        assert instance.process.wait(5) == 0
+        assert instance.process.wait(10) == 0
     finally:
         os.kill(instance.command_pid, 9)
         for sock in (client, server):

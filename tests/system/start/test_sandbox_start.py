@@ -98,7 +98,7 @@ def test_fallback(root_pasta: Runner, kind: str) -> None:
         with open(f"/proc/{pid}/mounts") as file:
             assert "nr_inodes=2" not in file.read()
     process.terminate()
-    assert process.wait(5) == 0
+    assert process.wait(10) == 0
     os.kill(child, signal.SIGKILL)
     assert process.stderr is not None
     messages = process.stderr.read().replace(NOTICE, "")
@@ -170,7 +170,7 @@ def test_messages_without_a_reader(user_pasta: Runner) -> None:
     subprocess.run([*enter, "ping", "-c", "2", "-i", "0.2", "-W", "1", "198.51.100.1"], check=False)
     assert process.poll() is None
     process.terminate()
-    assert process.wait(5) == 0
+    assert process.wait(10) == 0
 
 
 def test_being_stopped(start_pasta: StartPasta, remote: Netns) -> None:
@@ -207,7 +207,7 @@ def test_directory_that_may_not_be_read(user_pasta: Runner, readable: Path) -> N
     finally:
         subprocess.run(["umount", "-l", entry], check=True)
     entry.unlink()
-    assert process.wait(3) == 0
+    assert process.wait(10) == 0
     assert process.stderr is not None
     assert process.stderr.read() == "inotify_add_watch: Permission denied, use a timer\n"
 
@@ -238,6 +238,6 @@ def test_end_in_each_way(pasta: Runner) -> None:
         child = command_of(process)
         wait_for(lambda process=process: status(process.pid)["Seccomp"] == "2")
         process.send_signal(number)
-        assert process.wait(5) == 0
+        assert process.wait(10) == 0
         assert alive(child)
         os.kill(child, signal.SIGKILL)

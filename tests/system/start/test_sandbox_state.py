@@ -127,7 +127,7 @@ def instance(
         yield Instance(process.pid, starter, False, uid)
         assert process.poll() is None, process.communicate()
         process.terminate()
-        assert process.wait(5) == 0
+        assert process.wait(10) == 0
         if child and alive(child):
             os.kill(child, 9)
         return
