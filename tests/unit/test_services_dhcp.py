@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import socket
 import struct
 from collections.abc import Callable, Iterator
 
@@ -385,7 +386,7 @@ def test_ports_of_services_are_never_forwarded(make: Make, enabled: bool, versio
     """Whatever their destination, and whether the service is on."""
     rig = make(dhcp=enabled, dhcpv6=enabled)
     forwarder = Forwarder()
-    rig.stack._udp = forwarder
+    rig.stack._translators[socket.IPPROTO_UDP] = forwarder
     own = 67 if version == 4 else 547
     for port in (own - 1, own, own + 1, own << 8 & 0xFFFF):
         source, target = (GUEST4, "203.0.113.9") if version == 4 else (GUEST6, "2001:db8:9::9")
