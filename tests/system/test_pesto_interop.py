@@ -23,6 +23,7 @@ import pytest
 from passt.userspace.control import server as server_module
 from passt.userspace.control.client import Connection
 from passt.userspace.control.protocol import REFUSED, ReceivedTable, pack_state
+from tests.system.conftest import StartPasta
 from tests.system.kit.netns import wait_for
 from tests.system.kit.pasta import Pasta, Program, peer_command
 from tests.system.kit.topology import Topology
@@ -222,6 +223,24 @@ def test_ports_of_the_original_open_and_close(topology: Topology, theirs: Server
     assert theirs.pesto(OURS, "-D -t 8001 -A -t 8002").status == 0
     wait_for(lambda: not host.listens(8001) and host.listens(8002), what="other port")
     assert host.listens(8001, "udp")
+
+
+def test_original_client_and_a_running_pasta(
+    topology: Topology, start_pasta: StartPasta, sockets: str
+) -> None:
+    """Both clients see the same before and after; ports open, and close, as the original says."""
+    original, host = upstream("pesto"), topology.host
+    pasta = start_pasta("-c", f"{sockets}/program", "-t", "8001-8010:9001-9010", "-U", "auto")
+    server = Server(topology, f"{sockets}/program")
+    assert server.pesto(original, "") == server.pesto(OURS, "")
+    assert server.pesto(original, "-A -t 8020:80 -u [::1]/8021 -T 8022").status == 0
+    assert server.pesto(original, "-D -t 8001-8010:9001-9010").status == 0
+    wait_for(lambda: host.listens(8020) and host.listens(8021, "udp"), what="ports open")
+    wait_for(lambda: pasta.ns.listens(8022), what="port open in the namespace")
+    wait_for(lambda: not host.listens(8001), what="ports closed")
+    shown = server.pesto(OURS, "")
+    assert server.pesto(original, "") == shown
+    assert "TCP [*]:8020  =>  80 \n" in shown.out
 
 
 def test_clients_take_turns(topology: Topology, ours: Server, service: Service) -> None:
