@@ -91,7 +91,7 @@ def test_socket_is_its_owners(
     status = os.stat(controlled.path)
     assert stat.S_IMODE(status.st_mode) == 0o600
     assert (status.st_uid, status.st_gid) == (user.uid, user.gid)
-    greeting = ["sh", "-c", f"socat -t0 - UNIX-CONNECT:{controlled.path} | head -c 7"]
+    greeting = ["sh", "-c", f"socat -t5 - UNIX-CONNECT:{controlled.path} | head -c 7"]
     assert topology.host.run(greeting, prefix=user.prefix).stdout == "basil:s"
     nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"]
     done = topology.host.run(greeting, prefix=nobody)

@@ -268,6 +268,20 @@ def test_full_table(make_bypass: type[Bypass]) -> None:
     assert bypass.table.refused == 1
 
 
+def test_stock_made_when_descriptors_were_scarce(make_bypass: type[Bypass]) -> None:
+    """Its high numbers say nothing about the present; that of an accepted connection does."""
+    held = [os.dup(0) for _ in range(100)]
+    bypass = make_bypass()
+    for fd in held:
+        os.close(fd)
+    bypass.table.last_fd = held[-1]
+    for _ in range(5):
+        bypass.connect()
+    bypass.table.last_fd = 5
+    assert bypass.is_reset(bypass.client())
+    assert bypass.full
+
+
 def test_client_gone_before_we_look(make_bypass: type[Bypass]) -> None:
     bypass = make_bypass()
     reset(bypass.client())

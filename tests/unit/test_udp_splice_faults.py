@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, cast
@@ -190,6 +191,26 @@ def test_full_table(make_rig: MakeRig, messages: list[str]) -> None:
     assert open_descriptors() == before + 20
     client.send(b"served")
     assert rig.receive(server, 1) == [b"served"]
+
+
+def test_stock_made_when_descriptors_were_scarce(make_rig: MakeRig) -> None:
+    """Its high numbers say nothing about the present; that of a socket made now does."""
+    held = [os.dup(0) for _ in range(100)]
+    rig = make_rig()
+    for pool in rig.udp._pools.values():
+        pool.fill()
+    for fd in held:
+        os.close(fd)
+    rig.table.last_fd = held[-1]
+    for _ in range(2):
+        client, server = rig.client(4), rig.server(4)
+        client.sendto(b"x", ("127.0.0.1", rig.port))
+        assert rig.receive(server, 1) == [b"x"]
+        server.close()
+    rig.table.last_fd = 5
+    rig.client(4).sendto(b"x", ("127.0.0.1", rig.port))
+    rig.serve()
+    assert len(rig.spliced()) == 2
 
 
 def test_no_sockets_in_the_namespace(make_rig: MakeRig, messages: list[str]) -> None:

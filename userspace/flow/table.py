@@ -151,7 +151,7 @@ class FlowTable:
         """Give ``flow`` the lowest free index; False if there may be no more of its kind.
 
         ``group`` and ``source`` are as for :meth:`admits`; ``fd`` is the highest of the
-        flow's descriptors, if it has some.
+        descriptors made for the flow just now, if there are some.
         """
         if fd > self.last_fd:
             self._refuse(group)

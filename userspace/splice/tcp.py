@@ -125,7 +125,8 @@ class SpliceTcp:
             return True
         endpoints = pif, source, source_port, target, target_port
         flow = SplicedTcp(self._shared, sock, server, endpoints)
-        if not self._table.add(flow, group, source, max(flow.client.fd, flow.server.fd)):
+        # The number of a socket from the stock is one of other times.
+        if not self._table.add(flow, group, source, flow.client.fd):
             refuse(sock)
             server.close()
             return False

@@ -156,7 +156,9 @@ class Splice(FromGuest):
             self.end_spliced(flow)
             return None
         near = flow.near = Half(flow, side, sock, key)
-        if max(near.fd, far.fd) > self._table.last_fd:
+        # The one on the host was made now; a socket from the stock has a number of other times.
+        made = near if side is self._host else far
+        if made.fd > self._table.last_fd and made.sock is not via.sock:
             open_failed(OSError(errno.EMFILE, os.strerror(errno.EMFILE)), side.name, key)
             self.end_spliced(flow)
             return None
