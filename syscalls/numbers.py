@@ -13,6 +13,7 @@ from __future__ import annotations
 NUMBERS: dict[str, tuple[int, int | None]] = {
     "accept4": (288, 242),
     "bind": (49, 200),
+    "bpf": (321, 280),
     "brk": (12, 214),
     "clock_gettime": (228, 113),
     "close": (3, 57),

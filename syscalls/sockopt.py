@@ -12,11 +12,14 @@ import struct
 # Level SOL_SOCKET.
 SO_DETACH_FILTER = 27
 SO_ATTACH_FILTER = 26
+SO_DETACH_BPF = 27
 SO_RXQ_OVFL = 40
 SO_PEEK_OFF = 42
 SO_MEMINFO = 55
+SO_ATTACH_BPF = 50
 SO_COOKIE = 57
 SO_NETNS_COOKIE = 71
+SO_BUF_LOCK = 72  # Linux 5.14
 
 # Level IPPROTO_IP.
 IP_PKTINFO = 8
@@ -61,6 +64,7 @@ TCP_NOTSENT_LOWAT = 25
 MSG_WAITFORONE = 0x10000
 
 _LINGER_RESET = struct.pack("ii", 1, 0)
+_LINGER_OFF = struct.pack("ii", 0, 0)
 _LARGE_SNDBUF = 1 << 30
 _LARGE_SNDBUF_MIN = 4 << 20
 
@@ -68,6 +72,11 @@ _LARGE_SNDBUF_MIN = 4 << 20
 def linger_reset(sock: socket.socket) -> None:
     """Make close() of a TCP socket send RST and drop its queues (SO_LINGER on, 0 s)."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+
+
+def linger_not(sock: socket.socket) -> None:
+    """Undo `linger_reset`."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_OFF)
 
 
 def probe_peek_off(family: int) -> bool:
