@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 CMD    ?=
+MAKEFLAGS += --no-builtin-rules
 
 # Debian packages that give the system tests their peers, and the modules for `python3 -m venv`.
 PACKAGES := iproute2 iputils-ping procps iperf3 socat curl nginx-light dnsmasq-base redis-tools \
@@ -12,7 +13,7 @@ PACKAGES := iproute2 iputils-ping procps iperf3 socat curl nginx-light dnsmasq-b
 PROGRAMS := ip ping ps iperf3 socat curl nginx dnsmasq redis-benchmark dig ncat tcpdump nft ethtool \
 	setpriv strace dhclient dhcpcd udhcpc rdisc6 ndisc6
 
-.PHONY: shell check lint test unit system tools clean
+.PHONY: shell check lint test unit system tools bytecode clean
 
 shell: $(VENV)/.runtime
 	@$(BIN)/pasta --config-net $(if $(CMD),-- sh -c '$(subst ','\'',$(CMD))')
@@ -38,6 +39,11 @@ unit: $(VENV)/.dev
 
 system: $(VENV)/.dev
 	$(BIN)/python -m pytest -q tests/system
+
+# The program for the kernel that --accel=ebpf uses, from its source: takes root, bcc and the
+# headers of a kernel (on Debian: python3-bpfcc linux-headers-amd64).
+bytecode: $(BIN)/python
+	$(BIN)/python -m passt.kernel.ebpf.bytecode
 
 # Installed when root; otherwise what is missing is named, and its tests say so themselves.
 tools:
@@ -71,7 +77,7 @@ $(BIN)/python:
 
 # A regular install, not an editable one: its modules are compiled and found without detours,
 # which start-up time notices.
-$(VENV)/.runtime: $(BIN)/python pyproject.toml $(shell find syscalls kernel userspace passt -name '*.py' 2>/dev/null)
+$(VENV)/.runtime: $(BIN)/python pyproject.toml $(shell find syscalls kernel userspace passt -name '*.py' -o -name '*.bpf' 2>/dev/null)
 	@echo "Installing passt into $(VENV)"
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --force-reinstall --no-deps .
 	@$(BIN)/python -m pip install -q --disable-pip-version-check .

@@ -1,0 +1,106 @@
+"""The verdict program as the kernel takes it: shipped, or compiled here and now.
+
+``verdict.bpf``, made by ``make bytecode``, is the SHA-256 of the source it was compiled from, and
+the instructions.  It fits every kernel, as the program looks at no structure of the kernel's own;
+so there is a compiler only where somebody has changed the source, or asks for it.
+
+The compiler is a child process (:mod:`.compile_bcc`): what it takes must not stay with us.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import sys
+
+from passt.kernel.ebpf.layout import NAMES
+from passt.syscalls.bpf import PSEUDO_MAP_FD
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_FOLDER = os.path.dirname(os.path.abspath(__file__))
+SOURCE = os.path.join(_FOLDER, "verdict.bpf.c")
+SHIPPED = os.path.join(_FOLDER, "verdict.bpf")
+_COMPILER = os.path.join(_FOLDER, "compile_bcc.py")
+_DIGEST = 32
+_TIMEOUT = 60.0
+#: BPF_LD | BPF_DW | BPF_IMM, an instruction of twice the size.
+_LOAD_WIDE = 0x18
+
+
+class BytecodeError(Exception):
+    """There is no bytecode to be had; the text is a short reason."""
+
+
+def shipped() -> bytes:
+    """The instructions that came with the package; BytecodeError if the source is another."""
+    try:
+        with open(SHIPPED, "rb") as file:
+            content = file.read()
+        current = digest()
+    except OSError as error:
+        raise BytecodeError(f"bytecode: {error.strerror}") from None
+    if content[:_DIGEST] != current:
+        raise BytecodeError("bytecode is older than its source")
+    return content[_DIGEST:]
+
+
+def digest() -> bytes:
+    """What identifies the source."""
+    import hashlib
+
+    with open(SOURCE, "rb") as file:
+        return hashlib.sha256(file.read()).digest()
+
+
+def compiled() -> bytes:
+    """The instructions as bcc makes them from the source; BytecodeError.
+
+    Tries this interpreter, and that of the system, whose packages may be others.
+    """
+    import subprocess
+
+    why = "no compiler"
+    for interpreter in dict.fromkeys((sys.executable, "/usr/bin/python3")):
+        if not os.access(interpreter, os.X_OK):
+            continue
+        words = [interpreter, _COMPILER, SOURCE, *NAMES]
+        try:
+            done = subprocess.run(words, capture_output=True, timeout=_TIMEOUT, check=False)
+        except (OSError, subprocess.TimeoutExpired):
+            continue
+        if done.returncode == 0:
+            return done.stdout
+        if b"No module named 'bcc'" not in done.stderr:
+            lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
+            why = f"compiler failed: {lines[-1] if lines else done.returncode}"
+    raise BytecodeError(why)
+
+
+def bind(code: bytes, maps: Sequence[int]) -> bytes:
+    """``code`` with the descriptors ``maps`` instead of positions among them."""
+    out = bytearray(code)
+    at = 0
+    while at < len(out):
+        wide = out[at] == _LOAD_WIDE
+        if wide and out[at + 1] >> 4 == PSEUDO_MAP_FD:
+            (position,) = struct.unpack_from("<i", out, at + 4)
+            struct.pack_into("<i", out, at + 4, maps[position])
+        at += 16 if wide else 8
+    return bytes(out)
+
+
+def main() -> None:
+    """Renew the shipped bytecode: ``make bytecode``."""
+    try:
+        code = compiled()
+    except BytecodeError as error:
+        sys.exit(f"{error}; on Debian: apt-get install python3-bpfcc linux-headers-amd64")
+    with open(SHIPPED, "wb") as file:
+        file.write(digest() + code)
+
+
+if __name__ == "__main__":
+    main()
