@@ -132,10 +132,10 @@ def _attempt(call: Callable[[], None]) -> OSError | None:
     return None
 
 
-def harden(mode: str, directory: int = -1) -> None:
+def harden(mode: str, directory: int = -1, *, accelerated: bool = False) -> None:
     """Take away what can be taken from a process that has everything it needs.
 
-    ``mode`` and ``directory`` as of :func:`passt.kernel.seccomp.profile.profile`.  Raises
+    ``mode`` and the others as of :func:`passt.kernel.seccomp.profile.profile`.  Raises
     SandboxError.
     """
     try:
@@ -145,6 +145,6 @@ def harden(mode: str, directory: int = -1) -> None:
     except OSError as error:
         raise SandboxError("Failed to give up privileges", error) from None
     try:
-        confine(profile(mode, directory))
+        confine(profile(mode, directory, accelerated=accelerated))
     except OSError as error:
         raise SandboxError("Failed to set up a system call filter", error) from None

@@ -34,6 +34,7 @@ from passt.userspace.udp import Udp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from passt.kernel.ebpf.maps import MapSet
     from passt.kernel.netlink.worker import Tap
     from passt.userspace.config.model import Config
     from passt.userspace.forward.binding import Owner
@@ -47,11 +48,17 @@ class Engine:
     """Everything that runs in the loop."""
 
     def __init__(
-        self, config: Config, tap: Tap | None, forwarder: Forwarder, control: socket.socket | None
+        self,
+        config: Config,
+        tap: Tap | None,
+        forwarder: Forwarder,
+        control: socket.socket | None,
+        maps: MapSet | None = None,
     ) -> None:
         """Assemble the parts; sockets of rules start to listen.
 
-        ``tap`` is ``None`` with ``--splice-only``; ``control`` is the bound socket for pesto.
+        ``tap`` is ``None`` with ``--splice-only``; ``control`` is the bound socket for pesto;
+        with ``maps`` spliced connections are accelerated.
         OSError if epoll refuses, ForwardError if a socket cannot listen.
         """
         self.config = config
@@ -64,7 +71,7 @@ class Engine:
         self.nsthread = nsthread = NsThread()
         loop.add(nsthread.fileno(), EPOLLIN, nsthread.on_event)
         ifindex = 0 if tap is None else tap.ifindex
-        self._splice = SpliceTcp(config, nat, loop, table, nsthread, ifindex)
+        self._splice = SpliceTcp(config, nat, loop, table, nsthread, ifindex, maps)
         link: Link = NullLink() if tap is None else self._tap_link(tap)
         udp = Udp(config, nat, loop, link, table, nsthread, ifindex) if config.udp else None
         tcp = None
@@ -75,7 +82,9 @@ class Engine:
             services = Services(config, nat, link, loop)
             self.stack = Stack(config, nat, link, tcp, udp, icmp, services)
         if config.stats_interval:
-            statistics = Statistics(config.stats_interval, loop, link, table)
+            statistics = Statistics(
+                config.stats_interval, loop, link, table, self._splice.accelerator
+            )
             loop.every_round(statistics.tick)
         owners: dict[int, Owner] = {}
         if config.tcp:
@@ -92,7 +101,11 @@ class Engine:
             self._control.start()
 
     def close(self) -> None:
-        """Bring the capture to disk."""
+        """Bring the capture to disk, and tell what there is to tell."""
+        accelerator = self._splice.accelerator
+        if accelerator is not None:
+            log.info("%s", accelerator.summary())
+            accelerator.close()
         if self._pcap is not None:
             self._pcap.close()
 

@@ -8,6 +8,7 @@ daemon end.  Each step is a method, called by :meth:`Startup.run` in the order o
     who, log, host's network      prepare        with the caller's identity
     listening sockets             open_ports
     files and namespaces          open_files
+    maps and program, if any      open_acceleration
     groups, GID, UID, user ns     take_identity
     child with the command        spawn_command
     tap, addresses, routes        configure
@@ -46,6 +47,7 @@ from passt.kernel.spawn import spawn
 from passt.kernel.target import open_namespace
 from passt.userspace import fault, log
 from passt.userspace.config.errors import UsageError
+from passt.userspace.config.model import ACCEL_EBPF
 from passt.userspace.config.resolve import enabled_versions, read_resolv_conf, resolve
 from passt.userspace.config.summary import print_summary, warn_mtu
 from passt.userspace.control.path import bind_socket
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
     import socket
 
     from passt.kernel.daemon import Readiness
+    from passt.kernel.ebpf.maps import MapSet
     from passt.kernel.netlink.worker import Tap, Worker
     from passt.kernel.spawn import Child
     from passt.kernel.target import Entry
@@ -88,6 +91,7 @@ class Startup:
         self.identity: identity.Identity
         self.forwarder: Forwarder
         self.control: socket.socket | None = None
+        self.maps: MapSet | None = None
         self.engine: Engine
         #: Descriptors of the namespaces to serve, and of /dev/null.
         self.netns = -1
@@ -107,6 +111,7 @@ class Startup:
             self.prepare()
             self.open_ports()
             self.open_files()
+            self.open_acceleration()
             self.take_identity()
             self.spawn_command()
             tap = self.configure()
@@ -198,6 +203,18 @@ class Startup:
             if not options.no_netns_quit:
                 self._watch(net)
 
+    def open_acceleration(self) -> None:
+        """Get what it takes to have the kernel forward, if that is wanted and possible."""
+        if self.options.accel != ACCEL_EBPF:
+            return
+        from passt.kernel.ebpf.acquire import UnavailableError, acquire
+
+        try:
+            self.maps, how = acquire(compile_first=self.options.accel_compile)
+            log.info("Acceleration: ebpf, %s", how)
+        except UnavailableError as why:
+            log.warn(f"Acceleration: splice, as ebpf is not available: {why}")
+
     def _watch(self, net: Entry) -> None:
         """Watch the entry of the network namespace, which must still be there."""
         self.watch = watch = NamespaceWatch(net.directory, net.name)
@@ -270,7 +287,7 @@ class Startup:
     def assemble(self, tap: Tap | None) -> None:
         """Make the loop and everything in it; from here on, connections queue up."""
         try:
-            self.engine = engine = Engine(self.config, tap, self.forwarder, self.control)
+            self.engine = engine = Engine(self.config, tap, self.forwarder, self.control, self.maps)
             engine.nat.observed_ll = self.guest_link_local
             if self.watch is not None:
                 self._attach_watch(self.watch)
@@ -354,7 +371,11 @@ class Startup:
     def drop(self) -> None:
         """Give up the remaining privileges, and what else can be given up."""
         capabilities.keep(capabilities.RUNNING)
-        sandbox.harden(self.options.mode, -1 if self.watch is None else self.watch.unlisted)
+        sandbox.harden(
+            self.options.mode,
+            -1 if self.watch is None else self.watch.unlisted,
+            accelerated=self.maps is not None,
+        )
 
     def serve(self) -> int:
         """Let the command run, tell the waiting parent, and run the loop to its end."""

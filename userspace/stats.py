@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from passt.userspace.flow.table import FlowTable
     from passt.userspace.link.base import Link
     from passt.userspace.loop import Loop
+    from passt.userspace.splice.accel import Accelerator
 
 _NAMES = (
     "rounds of the event loop",
@@ -32,6 +33,14 @@ _NAMES = (
     "flows",
     "refused flows",
 )
+#: In addition with --accel=ebpf.
+_ACCELERATED = (
+    "connections forwarded by the kernel",
+    "MiB forwarded by the kernel",
+    "credits used up",
+    "connections returned to splicing",
+    "connections not accelerated",
+)
 _WIDTH = 8
 _LINES_PER_HEADER = 20
 
@@ -39,9 +48,26 @@ _LINES_PER_HEADER = 20
 class Statistics:
     """Prints to standard error at most every ``interval`` seconds; register :meth:`tick`."""
 
-    __slots__ = ("_interval", "_lines", "_link", "_loop", "_next", "_rounds", "_table")
+    __slots__ = (
+        "_accelerator",
+        "_interval",
+        "_lines",
+        "_link",
+        "_loop",
+        "_next",
+        "_rounds",
+        "_table",
+    )
 
-    def __init__(self, interval: int, loop: Loop, link: Link, table: FlowTable) -> None:
+    def __init__(
+        self,
+        interval: int,
+        loop: Loop,
+        link: Link,
+        table: FlowTable,
+        accelerator: Accelerator | None = None,
+    ) -> None:
+        self._accelerator = accelerator
         self._interval = interval
         self._loop = loop
         self._link = link
@@ -59,14 +85,17 @@ class Statistics:
         self._next = now + self._interval
         text = self.line()
         if self._lines % _LINES_PER_HEADER == 0:
-            text = header() + text
+            text = header(self._names()) + text
         self._lines += 1
         log.to_stderr(text.encode())
+
+    def _names(self) -> tuple[str, ...]:
+        return _NAMES if self._accelerator is None else _NAMES + _ACCELERATED
 
     def line(self) -> str:
         """The counters as they are now, with newline."""
         link, table = self._link, self._table
-        values = (
+        values: tuple[int, ...] = (
             self._rounds,
             link.rx_frames,
             sum(drops.counts),
@@ -75,11 +104,20 @@ class Statistics:
             table.count,
             table.refused,
         )
+        accelerator = self._accelerator
+        if accelerator is not None:
+            values += (
+                accelerator.active,
+                accelerator.bytes() >> 20,
+                accelerator.exhausted,
+                accelerator.returned,
+                accelerator.refused,
+            )
         return "".join(f"{value:{_WIDTH}d}" for value in values) + "\n"
 
 
-def header() -> str:
+def header(names: tuple[str, ...] = _NAMES) -> str:
     """The staircase of column names, with newlines."""
     bar = "|".rjust(_WIDTH)
-    lines = [bar * i + " " * (_WIDTH - 1) + name for i, name in enumerate(_NAMES)]
+    lines = [bar * i + " " * (_WIDTH - 1) + name for i, name in enumerate(names)]
     return "\n".join(lines) + "\n"

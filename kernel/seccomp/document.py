@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from passt.kernel.seccomp.groups import lookup
+from passt.kernel.seccomp.groups import ACCELERATION, lookup
 from passt.kernel.seccomp.profile import PROFILES, calls_on
 from passt.syscalls.seccomp import MACHINES
 
@@ -43,8 +43,9 @@ syscall=N`). The spawned command is not concerned: it was forked earlier.
 * Programs: no execve, no fork, no new thread.
 * Executable memory: neither mmap nor mprotect with `PROT_EXEC`.
 * Other processes: no signals, not even to itself, no ptrace, no process_vm_readv.
-* More of the kernel: no bpf, io_uring, keyctl, userfaultfd, perf_event_open, mount, unshare,
-  setns, no new netlink, packet or unix sockets, no ioctl but three harmless requests.
+* More of the kernel: no bpf but for elements of maps that are open, and that with acceleration
+  only; no io_uring, keyctl, userfaultfd, perf_event_open, mount, unshare, setns, no new netlink,
+  packet or unix sockets, no ioctl but three harmless requests.
 
 ## Cost
 
@@ -88,7 +89,7 @@ def document() -> str:
     parts = [_HEAD.format(counts="; ".join(counts), machines=_and(list(MACHINES)))]
     for mode, profile in PROFILES.items():
         parts.append(f"\n# {mode}\n")
-        parts += [_section(group) for group in (*profile, lookup(0))]
+        parts += [_section(group) for group in (*profile, lookup(0), ACCELERATION)]
     return "".join(parts)
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import socket
 
-from passt.syscalls import sockopt
+from passt.syscalls import bpf, sockopt
 from passt.syscalls.seccomp import Argument
 
 TYPE_CHECKING = False
@@ -212,6 +212,37 @@ INTERPRETER = Group(
     Call("wait4", "the exit status of the spawned command"),
     Call("exit", "the end of a thread"),
     Call("exit_group", "the end"),
+)
+
+
+ACCELERATION = Group(
+    "acceleration",
+    "Only with --accel=ebpf in force: sockets enter maps that are open already, and leave them.",
+    Call(
+        "bpf",
+        "a connection begins or ceases to be forwarded by the kernel",
+        "BPF_MAP_UPDATE_ELEM, BPF_MAP_DELETE_ELEM",
+        ((Argument(0, (bpf.MAP_UPDATE_ELEM, bpf.MAP_DELETE_ELEM)),),),
+    ),
+    Call(
+        "setsockopt",
+        "the receive buffer keeps one size meanwhile; a socket is deaf while it leaves",
+        "SOL_SOCKET: SO_RCVBUF, SO_BUF_LOCK, SO_ATTACH_BPF, SO_DETACH_BPF",
+        (
+            (
+                Argument(1, (socket.SOL_SOCKET,)),
+                Argument(
+                    2,
+                    (
+                        socket.SO_RCVBUF,
+                        sockopt.SO_BUF_LOCK,
+                        sockopt.SO_ATTACH_BPF,
+                        sockopt.SO_DETACH_BPF,
+                    ),
+                ),
+            ),
+        ),
+    ),
 )
 
 

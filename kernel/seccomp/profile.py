@@ -24,9 +24,14 @@ PROFILES: dict[str, tuple[Group, ...]] = {
 }
 
 
-def profile(mode: str, directory: int = -1) -> tuple[Group, ...]:
+def profile(mode: str, directory: int = -1, *, accelerated: bool = False) -> tuple[Group, ...]:
     """The groups of ``mode``; ``directory`` as of :func:`.groups.lookup`, −1 for none."""
-    return PROFILES[mode] if directory < 0 else (*PROFILES[mode], groups.lookup(directory))
+    chosen = PROFILES[mode]
+    if directory >= 0:
+        chosen = (*chosen, groups.lookup(directory))
+    if accelerated:
+        chosen = (*chosen, groups.ACCELERATION)
+    return chosen
 
 
 def calls_on(machine: Machine, profile: Iterable[Group]) -> list[tuple[int, Call]]:
@@ -44,9 +49,14 @@ def program(
     machine: Machine, profile: Iterable[Group], otherwise: int = seccomp.KILL_PROCESS
 ) -> bytes:
     """The filter for ``profile`` on ``machine``."""
-    allowed: dict[int, Condition] = {
-        number: call.condition for number, call in calls_on(machine, profile)
-    }
+    allowed: dict[int, Condition] = {}
+    for number, call in calls_on(machine, profile):
+        # In several groups: what any of them allows.
+        before = allowed.get(number, call.condition)
+        if before is call.condition:
+            allowed[number] = before
+        else:
+            allowed[number] = (*before, *call.condition) if before and call.condition else ()
     return seccomp.assemble(machine, allowed, otherwise)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.system.kit import paths
+from tests.system.kit import paths, prepared
 from tests.system.kit.netns import Netns
 from tests.system.kit.pasta import Pasta, Program
 from tests.system.kit.rawguest import RawGuest
@@ -203,8 +203,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("path", choices, ids=ids, indirect=True)
 
 
+@pytest.fixture(scope="session")
+def prepared_maps(program: Program, user: User) -> Iterator[None]:
+    """What pasta needs to accelerate connections of the ordinary user."""
+    if program.upstream:
+        pytest.skip("the upstream program has no --accel")
+    with prepared.sets(user, 3):
+        yield
+
+
 @pytest.fixture
 def path(request: pytest.FixtureRequest, topology: Topology, start_pasta: StartPasta) -> paths.Path:
     """A way through a pasta of its own, see paths.py."""
     name, version = request.param
-    return paths.Path(name, version, topology, start_pasta(*paths.OPTIONS))
+    options = paths.OPTIONS
+    if name in paths.FAST:
+        request.getfixturevalue("prepared_maps")
+        options = (*options, "--accel=ebpf")
+    return paths.Path(name, version, topology, start_pasta(*options))

@@ -22,11 +22,11 @@ from tests.system.conftest import StartPasta
 from tests.system.kit import paths, stream
 from tests.system.kit import topology as net
 from tests.system.kit.netns import wait_for, wait_writable
-from tests.system.kit.paths import SPLICED, Path
+from tests.system.kit.paths import FAST, SPLICED, Path
 from tests.system.kit.servers import redis
 from tests.system.kit.topology import Topology
 
-pytestmark = [pytest.mark.system, pytest.mark.paths(*SPLICED)]
+pytestmark = [pytest.mark.system, pytest.mark.paths(*SPLICED, *FAST)]
 
 MIB = 1 << 20
 SYN_SENT = "02"

@@ -18,7 +18,7 @@ from tests.system.kit.netns import Netns, wait_for
 from tests.system.kit.paths import Path
 from tests.system.kit.topology import Topology
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.paths(*paths.TCP)]
 
 MIB = 1 << 20
 # As a reset, or as what an ICMP error of the same meaning becomes.
@@ -77,6 +77,7 @@ def test_close_with_unread_data_resets(path: Path, by: str) -> None:
         assert outcome(other) == "ECONNRESET"
 
 
+@pytest.mark.paths(*paths.INBOUND, *paths.SPLICED)
 def test_answer_before_a_reset(ours_only: None, path: Path) -> None:
     """A server refuses a request without reading it all: its answer arrives, then the reset."""
     with path.listen() as listener:
@@ -143,7 +144,7 @@ def test_closed_port_is_refused(path: Path) -> None:
     assert time.monotonic() - started < 0.5
 
 
-@pytest.mark.paths(*paths.INBOUND, *paths.SPLICED)
+@pytest.mark.paths(*paths.INBOUND, *paths.SPLICED, *paths.FAST)
 def test_closed_forwarded_port_is_reset(path: Path) -> None:
     """pasta has to accept before it can ask; then the refusal must come as a reset, not as EOF."""
     try:
@@ -212,7 +213,7 @@ def test_socat_half_close(path: Path) -> None:
     assert done.stdout.split()[0] == hashlib.sha256(words.encode()).hexdigest()
 
 
-@pytest.mark.paths("remote", "inbound", "splice-in", "splice-out", versions=(4,))
+@pytest.mark.paths("remote", "inbound", *paths.SPLICED, *paths.FAST, versions=(4,))
 def test_same_ports_again(path: Path) -> None:
     """The same four-tuple is usable again as soon as a reset connection is gone."""
     with path.listen() as listener:
@@ -226,7 +227,7 @@ def test_same_ports_again(path: Path) -> None:
                 assert outcome(server) == "ECONNRESET"
 
 
-@pytest.mark.paths("remote", "splice-in", "splice-out", versions=(4,))
+@pytest.mark.paths("remote", *paths.SPLICED, *paths.FAST, versions=(4,))
 def test_descriptors_are_freed(path: Path) -> None:
     pasta = path.pasta
     client, server = path.pair()

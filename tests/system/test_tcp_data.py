@@ -12,7 +12,7 @@ from tests.system.kit import paths, stream
 from tests.system.kit.netns import wait_writable
 from tests.system.kit.paths import Path
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.paths(*paths.TCP)]
 
 MIB = 1 << 20
 
@@ -24,12 +24,12 @@ def ends(path: Path, sender: str) -> tuple[socket.socket, socket.socket]:
 
 
 @pytest.mark.parametrize("sender", ["client", "server"])
-@pytest.mark.paths(versions=(4,))
+@pytest.mark.paths(*paths.TCP, versions=(4,))
 def test_slow_reader(path: Path, sender: str) -> None:
     """A reader that does nothing stops the sender, costs no processor time, and loses nothing."""
     # More than all buffers of the kernel on the way can hold: with splicing there are two sockets
     # and a pipe more, and the one that pasta empties quickly at first grows to the maximum.
-    size = (96 if path.name in paths.SPLICED else 24) * MIB
+    size = (96 if path.name in paths.SPLICED + paths.FAST else 24) * MIB
     source, sink = ends(path, sender)
     with source, sink:
         source.settimeout(30.0)
@@ -43,7 +43,7 @@ def test_slow_reader(path: Path, sender: str) -> None:
 
 
 @pytest.mark.parametrize("sender", ["client", "server"])
-@pytest.mark.paths("remote", "inbound", *paths.SPLICED, versions=(4,))
+@pytest.mark.paths("remote", "inbound", *paths.SPLICED, *paths.FAST, versions=(4,))
 def test_finished_sender_and_stalled_reader(path: Path, sender: str) -> None:
     """FIN behind data that cannot be delivered yet: no busy loop, then all the data, then EOF."""
     source, sink = ends(path, sender)
@@ -65,7 +65,7 @@ def test_finished_sender_and_stalled_reader(path: Path, sender: str) -> None:
 
 
 @pytest.mark.parametrize("sender", ["client", "server"])
-@pytest.mark.paths(versions=(4,))
+@pytest.mark.paths(*paths.TCP, versions=(4,))
 def test_reader_in_small_steps(path: Path, sender: str) -> None:
     source, sink = ends(path, sender)
     if path.name in ("remote", "inbound"):  # where the segments are smaller than that
@@ -91,7 +91,7 @@ def test_server_speaks_first(path: Path) -> None:
         assert stream.read_exactly(client, 11) == b"220 ready\r\n"
 
 
-@pytest.mark.paths("inbound", "splice-in")
+@pytest.mark.paths("inbound", "splice-in", "fast-in")
 def test_client_sends_and_closes_at_once(path: Path) -> None:
     """Everything is there before the guest has even been asked."""
     with path.listen() as listener:
@@ -166,7 +166,7 @@ def test_urgent_byte_is_kept_in_line(ours_only: None, path: Path, sender: str) -
         assert data == b"abcXdef"
 
 
-@pytest.mark.paths("remote", "gateway", "inbound", *paths.SPLICED, versions=(4,))
+@pytest.mark.paths("remote", "gateway", "inbound", *paths.SPLICED, *paths.FAST, versions=(4,))
 def test_many_connections_at_once(path: Path) -> None:
     """More connections in one go than any pool holds, all served, each with its own data."""
     count = 200

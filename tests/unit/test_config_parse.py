@@ -408,6 +408,9 @@ def test_names_are_unique() -> None:
 
 
 SAMPLE = {
+    "accel": "ebpf",
+    "accel-credit": "128K",
+    "accel-budget": "8M",
     "stats": "3",
     "log-size": "65536",
     "pcap-size": "8K",
@@ -440,6 +443,7 @@ SAMPLE = {
 def test_every_option_has_an_effect(long: str, capfd: pytest.CaptureFixture[str]) -> None:
     option = next(option for option in TABLE if option.long == long)
     words = ["-f", "--config-net"] if long in ("stats", "no-copy-routes", "no-copy-addrs") else []
+    words += ["--accel=ebpf"] if long.startswith("accel-") else []
     # A network namespace is joined in the foreground only if asked to.
     operands = [] if long in ("netns", "no-pidns") or option.modes == ("passt",) else ["1"]
     mode = "pasta" if "pasta" in option.modes else "passt"

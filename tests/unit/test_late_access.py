@@ -27,6 +27,8 @@ IMPORTS = {
     "userspace.config.values:runas": "reading options",
     "userspace.engine:__init__": "assembly",
     "userspace.services.services:__init__": "assembly",
+    "userspace.splice.tcp:__init__": "assembly",
+    "userspace.startup:open_acceleration": "opened with the caller's identity",
     "userspace.log:_open_syslog": "log.setup",
     "userspace.log:setup": "log.setup",
 }

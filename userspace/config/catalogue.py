@@ -364,7 +364,6 @@ TABLE: tuple[Option, ...] = (
         "CODE:VALUE",
         dhcp_option,
         repeat=ADD,
-        excludes=("no-dhcp",),
         help="Further option for DHCP, or another value for one",
         details=_EXTRA_DETAILS.format(types="`ip` (IPv4 addresses, separated by commas)")
         + " It is left out of an answer if it does not fit into a packet of 576 bytes. "
@@ -376,7 +375,6 @@ TABLE: tuple[Option, ...] = (
         "CODE:VALUE",
         dhcpv6_option,
         repeat=ADD,
-        excludes=("no-dhcpv6",),
         help="Further option for DHCPv6, or another value for one",
         details=_EXTRA_DETAILS.format(types="`ip` (IPv6 addresses, separated by commas)"),
     ),
@@ -386,7 +384,6 @@ TABLE: tuple[Option, ...] = (
         "CODE:VALUE",
         ra_option,
         repeat=ADD,
-        excludes=("no-ra", "no-ndp", "no-icmp", "config-net"),
         help="Further option for Router Advertisements, or another value for one",
         details=_EXTRA_DETAILS.format(types="`ip` (IPv6 addresses, separated by commas)")
         + " Bytes in hexadecimal are what follows type and length, and are filled up to a multiple "
@@ -619,13 +616,58 @@ TABLE: tuple[Option, ...] = (
             "ns-ifname",
             "ns-mac-addr",
             "config-net",
-            "dhcp-opt",
-            "dhcpv6-opt",
-            "ra-opt",
         ),
         help="Forward loopback connections only, and create no interface in the namespace",
         details="Implies `--host-lo-to-ns-lo` and `--no-icmp`. Connections from elsewhere are "
-        "refused. Options about addresses, MTU, resolvers and names are accepted without effect.",
+        "refused. Options about addresses and MTU are accepted without effect.",
+    ),
+    Option(
+        "accel",
+        "",
+        "splice|ebpf",
+        value("accel", values.accel),
+        modes=PASTA_ONLY,
+        default="splice",
+        help="How to forward TCP between loopback interfaces: by splicing, or by the kernel alone",
+        details="With `ebpf`, the kernel forwards connections that carry messages back and forth "
+        "without waking pasta, which saves most of their latency. This takes a recent kernel, and "
+        "root, or maps that root has prepared for the user with `passt-accel`(1). Where it cannot "
+        "be had, a message says why, and connections are spliced.",
+    ),
+    Option(
+        "accel-credit",
+        "",
+        "BYTES",
+        value("accel_credit", values.accel_credit),
+        modes=PASTA_ONLY,
+        needs="accel",
+        default="1048576, 1 MiB",
+        help="With --accel=ebpf, bytes on their way in one direction, at least "
+        f"{values.MIN_CREDIT}",
+        details="The kernel has them in its memory if they are not read. Half of the send buffer "
+        "is a limit, too. A suffix K, M or G stands for powers of 1024.",
+    ),
+    Option(
+        "accel-budget",
+        "",
+        "BYTES",
+        value("accel_budget", values.accel_budget),
+        modes=PASTA_ONLY,
+        needs="accel",
+        default="67108864, 64 MiB",
+        help="With --accel=ebpf, bytes on their way in all connections, at least "
+        f"{values.MIN_BUDGET}",
+        details="Connections that do not fit in are spliced.",
+    ),
+    Option(
+        "accel-compile",
+        "",
+        "",
+        flag("accel_compile"),
+        modes=PASTA_ONLY,
+        needs="accel",
+        help="With --accel=ebpf, compile the program instead of using the one that is shipped",
+        details="This takes bcc and the headers of a kernel, and root.",
     ),
     Option(
         "ns-ifname",

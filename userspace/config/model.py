@@ -13,6 +13,10 @@ from __future__ import annotations
 from passt.userspace.flow.rules import IPPROTO_TCP, IPPROTO_UDP, Rule
 
 __all__ = [
+    "ACCEL_EBPF",
+    "ACCEL_SPLICE",
+    "DEFAULT_BUDGET",
+    "DEFAULT_CREDIT",
     "DEFAULT_MAC",
     "DEFAULT_MAX_MEMORY",
     "DEFAULT_MTU",
@@ -32,6 +36,12 @@ MAX_MTU = 65521
 DEFAULT_MTU = 65520
 
 DEFAULT_MAX_MEMORY = 512 << 20
+
+#: Ways to forward connections between loopback interfaces.
+ACCEL_SPLICE, ACCEL_EBPF = "splice", "ebpf"
+#: Bytes that the kernel forwards unseen.
+DEFAULT_CREDIT = 1 << 20
+DEFAULT_BUDGET = 64 << 20
 
 
 class Family:
@@ -99,6 +109,9 @@ class Config:
     """Everything that the translators and services need to know."""
 
     __slots__ = (
+        "accel",
+        "accel_budget",
+        "accel_credit",
         "conf_path",
         "config_net",
         "debug",
@@ -194,3 +207,8 @@ class Config:
         self.host_lo_to_ns_lo = False
         #: There is no link: loopback connections are all there is.
         self.splice_only = False
+        #: How they are forwarded: :data:`ACCEL_SPLICE` or :data:`ACCEL_EBPF`; in the latter case,
+        #: bytes on their way at most, in one direction of a connection, and altogether.
+        self.accel = ACCEL_SPLICE
+        self.accel_credit = DEFAULT_CREDIT
+        self.accel_budget = DEFAULT_BUDGET

@@ -6,7 +6,14 @@ IP version.  :class:`Target` is what the words after the options said.
 
 from __future__ import annotations
 
-from passt.userspace.config.model import DEFAULT_MAC, DEFAULT_MAX_MEMORY, DEFAULT_MTU
+from passt.userspace.config.model import (
+    ACCEL_SPLICE,
+    DEFAULT_BUDGET,
+    DEFAULT_CREDIT,
+    DEFAULT_MAC,
+    DEFAULT_MAX_MEMORY,
+    DEFAULT_MTU,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,6 +75,10 @@ class Options:
     """
 
     __slots__ = (
+        "accel",
+        "accel_budget",
+        "accel_compile",
+        "accel_credit",
         "address_v4",
         "address_v6",
         "argv0",
@@ -243,6 +254,10 @@ class Options:
         self.no_splice = False
         self.host_lo_to_ns_lo = False
         self.splice_only = False
+        self.accel = ACCEL_SPLICE
+        self.accel_credit = DEFAULT_CREDIT
+        self.accel_budget = DEFAULT_BUDGET
+        self.accel_compile = False
         self.ns_ifname = ""
         #: Paths of namespaces to join.
         self.userns = ""

@@ -24,6 +24,7 @@ from passt.userspace.config import ports, values
 from passt.userspace.config.catalogue import TABLE
 from passt.userspace.config.errors import UsageError
 from passt.userspace.config.getopt import Scanner
+from passt.userspace.config.model import ACCEL_EBPF
 from passt.userspace.config.options import COMMAND, NETNS, PID, SHELL, Options, Target
 from passt.userspace.config.resolve import can_bind_to_device, enabled_versions
 from passt.userspace.config.table import PASST, PASTA
@@ -62,6 +63,7 @@ def parse(argv0: str, argv: Sequence[str]) -> Options:
         if option not in given:
             given.append(option)
     _check_together(given)
+    _check_accel(options, given)
     _finish_prefix(options)
     _finish_rules(options)
     if options.mode == PASTA:
@@ -99,6 +101,14 @@ def _check_together(given: list[Option]) -> None:
         for other in option.excludes:
             if other in names:
                 raise UsageError(f"--{option.long} is incompatible with --{other}")
+
+
+def _check_accel(options: Options, given: list[Option]) -> None:
+    """Refuse what is without effect unless the kernel is to forward."""
+    if options.accel != ACCEL_EBPF:
+        for option in given:
+            if option.long.startswith("accel-"):
+                raise UsageError(f"--{option.long} needs --accel={ACCEL_EBPF}")
 
 
 def _finish_prefix(options: Options) -> None:

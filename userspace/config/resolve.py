@@ -114,6 +114,9 @@ def resolve(
     config.splice = not options.no_splice
     config.host_lo_to_ns_lo = options.host_lo_to_ns_lo
     config.splice_only = options.splice_only
+    config.accel = options.accel
+    config.accel_credit = options.accel_credit
+    config.accel_budget = options.accel_budget
     return config
 
 

@@ -18,7 +18,7 @@ import os
 import socket
 
 from passt.userspace.config.errors import UsageError
-from passt.userspace.config.model import MAX_MTU
+from passt.userspace.config.model import ACCEL_EBPF, ACCEL_SPLICE, MAX_MTU
 from passt.userspace.flow.rules import is_ifname
 from passt.userspace.wire.names import labels
 
@@ -33,6 +33,10 @@ MIN_MEMORY = 48 << 20
 
 #: Smallest capture: the file's header and one frame of the usual size.
 MIN_PCAP = 4096
+
+#: Bytes: less would have the kernel ask all the time.
+MIN_CREDIT = 1 << 16
+MIN_BUDGET = 1 << 20
 
 _SUFFIXES = {"K": 10, "M": 20, "G": 30}
 
@@ -96,6 +100,23 @@ def size(name: str, text: str, least: int) -> int:
 def max_memory(text: str) -> int:
     """Read a memory ceiling in bytes."""
     return size("--max-memory", text, MIN_MEMORY)
+
+
+def accel(text: str) -> str:
+    """Read a way to forward loopback connections."""
+    if text not in (ACCEL_SPLICE, ACCEL_EBPF):
+        raise UsageError(f"Invalid --accel: {text}")
+    return text
+
+
+def accel_credit(text: str) -> int:
+    """Read the credit of one direction in bytes."""
+    return size("--accel-credit", text, MIN_CREDIT)
+
+
+def accel_budget(text: str) -> int:
+    """Read the credit of all connections together in bytes."""
+    return size("--accel-budget", text, MIN_BUDGET)
 
 
 def pcap_size(text: str) -> int:

@@ -58,6 +58,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from passt.userspace.flow.table import FlowTable
     from passt.userspace.loop import Loop
+    from passt.userspace.splice.accel import Accelerator
+    from passt.userspace.splice.fast import FastFlow
     from passt.userspace.splice.pipes import Pipe, PipePool
 
 #: Size of the shared buffer: a read that fills it begins bulk.
@@ -83,15 +85,17 @@ _buffer = _whole
 
 
 class Splicing:
-    """What all spliced connections share: the loop, the flow table, pipes."""
+    """What all spliced connections share: the loop, the flow table, pipes, acceleration."""
 
-    __slots__ = ("budget", "loop", "pipes", "table")
+    __slots__ = ("accelerator", "budget", "loop", "pipes", "table")
 
     def __init__(self, loop: Loop, table: FlowTable, pipes: PipePool) -> None:
         self.loop = loop
         self.table = table
         self.pipes = pipes
         self.budget = table.budget
+        #: ``None`` if all data go through our hands.
+        self.accelerator: Accelerator | None = None
 
     def hold(self, size: int) -> None:
         """``size`` more bytes are kept aside, or −``size`` fewer."""
@@ -107,7 +111,7 @@ class Splicing:
 class SplicedTcp(Flow):
     """A connection between ``client``, which we accepted, and ``server``, which we connected."""
 
-    __slots__ = ("_endpoints", "client", "connecting", "server", "shared")
+    __slots__ = ("_endpoints", "client", "connecting", "fast", "server", "shared")
 
     kind = "TCP connection (spliced)"
     cost = 4096
@@ -129,6 +133,8 @@ class SplicedTcp(Flow):
         self.server.other = self.client
         #: The server has not answered yet.
         self.connecting = True
+        #: The kernel forwards, and this is who watches it.
+        self.fast: FastFlow | None = None
         self._endpoints = endpoints
 
     def describe(self) -> str:
@@ -144,6 +150,8 @@ class SplicedTcp(Flow):
         """Begin, with a server that is ``connected``, or connecting.  OSError if that fails."""
         client, server = self.client, self.server
         self.shared.fit_buffer()
+        if self.shared.accelerator is not None:
+            self.shared.accelerator.consider(self)
         add = self.shared.loop.add
         if connected:
             self.connecting = False
@@ -218,6 +226,8 @@ class SplicedTcp(Flow):
     def _close(self) -> None:
         """Leave loop and table; the sockets are closed at the end of the round."""
         shared = self.shared
+        if self.fast is not None:
+            self.fast.ended()
         for end in (self.client, self.server):
             if end.pipe is not None:
                 # What is in it must not come out in another connection.
@@ -338,10 +348,7 @@ class End:
                 return False
             sent = 0
         if sent < count:
-            self.held = memoryview(bytes(_buffer[sent:count]))
-            # All of it stays in memory to the end, however little is left.
-            self.weight = count - sent
-            self.flow.shared.hold(self.weight)
+            self.keep(bytes(_buffer[sent:count]))
             return False
         if count == len(_buffer):
             self.bulk = True
@@ -401,6 +408,13 @@ class End:
             return False
         self.release()
         return True
+
+    def keep(self, data: bytes) -> None:
+        """Keep ``data`` aside, which the other end did not take yet."""
+        self.held = memoryview(data)
+        # All of it stays in memory to the end, however little is left.
+        self.weight = len(data)
+        self.flow.shared.hold(self.weight)
 
     def release(self) -> None:
         """Forget what was kept aside."""

@@ -39,11 +39,13 @@ from passt.userspace.tcp.accept import refuse, refuse_without_rule
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from passt.kernel.ebpf.maps import MapSet
     from passt.userspace.config.model import Config
     from passt.userspace.flow.nat import Nat
     from passt.userspace.flow.rules import Rule
     from passt.userspace.flow.table import FlowTable
     from passt.userspace.loop import Loop
+    from passt.userspace.splice.accel import Accelerator
     from passt.userspace.splice.pool import SocketMaker
 
 #: First byte of struct tcp_info: the state (tcp(7), linux/tcp.h, net/tcp_states.h).
@@ -69,8 +71,11 @@ class SpliceTcp:
         table: FlowTable,
         maker: SocketMaker,
         ns_ifindex: int = 0,
+        maps: MapSet | None = None,
     ) -> None:
         """``maker`` makes sockets in the namespace; ``ns_ifindex`` is the link's index there.
+
+        With ``maps`` connections are accelerated.
 
         The sockets to begin with are ordered at once, and arrive by way of the loop.
         """
@@ -79,6 +84,12 @@ class SpliceTcp:
         self._ns_ifindex = ns_ifindex
         self._table = table
         self._shared = Splicing(loop, table, PipePool())
+        if maps is not None:
+            from passt.userspace.splice import accel
+
+            self._shared.accelerator = accel.Accelerator(
+                loop, maps, config.accel_credit, config.accel_budget
+            )
         #: By length of the target address: how to make sockets here, stocks of those there.
         specs = {4: tcp_spec(socket.AF_INET), 16: tcp_spec(socket.AF_INET6)}
         self._host_specs = {length: spec.plain() for length, spec in specs.items()}
@@ -86,6 +97,11 @@ class SpliceTcp:
         for family in (config.v4, config.v6):
             if family.enabled:
                 self._pools[4 if family.version == 4 else 16].fill()
+
+    @property
+    def accelerator(self) -> Accelerator | None:
+        """Who has connections accelerated, if they are."""
+        return self._shared.accelerator
 
     def takes(self, rule: Rule, source: bytes, pif: int) -> bool:
         """Whether a connection from ``source`` accepted for ``rule`` is for :meth:`accepted`.

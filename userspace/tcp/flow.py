@@ -363,8 +363,6 @@ class TcpFlow(FromGuest):
         if number:
             if self.state == CONNECTING:
                 unreachable.report(self, number)
-            elif self.state == ESTABLISHED:
-                self.last_words()
             self.reset(os.strerror(number))
 
     def settle(self) -> None:

@@ -9,6 +9,8 @@ name            client                             server
 ``inbound``     in *remote*, ``-t``, the tap       in the namespace
 ``splice-in``   host's loopback, ``-t``, splice    in the namespace, at its external address
 ``splice-out``  namespace's loopback, ``-T``       host's loopback
+``fast-in``     as ``splice-in``, with ``--accel=ebpf``
+``fast-out``    as ``splice-out``, with ``--accel=ebpf``
 ==============  =================================  ===========================================
 
 For datagrams the same with ``-u`` and ``-U``.
@@ -18,7 +20,8 @@ from __future__ import annotations
 
 import socket
 
-from .netns import Netns, family_of
+from . import prepared
+from .netns import Netns, family_of, wait_for
 from .pasta import Pasta
 from .topology import GATEWAY, HOST, LOOPBACK, OWN, REMOTE, Topology
 
@@ -26,7 +29,9 @@ OUTBOUND = ("remote", "gateway", "own")
 INBOUND = ("inbound",)
 SPLICED = ("splice-in", "splice-out")
 TAP = OUTBOUND + INBOUND
+FAST = ("fast-in", "fast-out")
 ALL = TAP + SPLICED
+TCP = ALL + FAST
 
 PORT_IN = 7001
 PORT_OUT = 7002
@@ -51,6 +56,10 @@ class Path:
             "splice-in": (topology.host, LOOPBACK, pasta.ns, HOST, PORT_IN),
             "splice-out": (pasta.ns, LOOPBACK, topology.host, LOOPBACK, PORT_SPLICE_OUT),
         }
+        self.fast = name in FAST
+        if self.fast:
+            ends[name] = ends[name.replace("fast", "splice")]
+            assert "Acceleration: splice" not in pasta.messages()
         self.client_ns, targets, self.server_ns, addresses, self.port = ends[name]
         self.target = targets[version]
         self.address = addresses[version]
@@ -83,7 +92,17 @@ class Path:
             client = self.connect()
             server, _ = listener.accept()
             server.settimeout(10.0)
+            if self.fast:
+                self.wait_accelerated(2)
             return client, server
+
+    def wait_accelerated(self, sockets: int) -> None:
+        """Wait until at least so many sockets are on the fast path."""
+        wait_for(lambda: self.accelerated() >= sockets, what="connections to be accelerated")
+
+    def accelerated(self) -> int:
+        """Return how many sockets are on the fast path, of all instances of the user."""
+        return prepared.sockets(self.pasta.user.uid)
 
     def udp_server(self) -> socket.socket:
         """Return the server's datagram socket."""

@@ -1,0 +1,465 @@
+"""Accelerated connections from inside: what the kernel does by itself, bounds, order, ends.
+
+The loop runs only when the test says so: what arrives in between has been forwarded by the kernel.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import random
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from passt.kernel.ebpf.acquire import acquire
+from passt.kernel.ebpf.layout import PACKETS, SLOTS
+from passt.kernel.ebpf.maps import MapSet
+from passt.syscalls import bpf
+from passt.userspace.flow.rules import HOST
+from passt.userspace.flow.table import FlowTable
+from passt.userspace.loop import Loop
+from passt.userspace.splice import accel
+from passt.userspace.splice.accel import Accelerator
+from passt.userspace.splice.flow import SplicedTcp, Splicing
+from passt.userspace.splice.pipes import PipePool
+from passt.userspace.splice.pool import TCP_OPTIONS
+
+pytestmark = pytest.mark.system
+
+MIB = 1 << 20
+ENDPOINTS = (HOST, b"\x7f\0\0\1", 1, b"\x7f\0\0\1", 2)
+
+
+def connection() -> tuple[socket.socket, socket.socket]:
+    """Both ends of a new one; the second is ours, as a program's would be."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        one = socket.create_connection(listener.getsockname())
+        other, _ = listener.accept()
+    for sock in (one, other):
+        for option in TCP_OPTIONS:
+            sock.setsockopt(*option)
+        sock.settimeout(20)
+    return one, other
+
+
+class Rig:
+    """A loop with spliced connections, accelerated as ``credit`` and ``budget`` allow."""
+
+    def __init__(self, maps: MapSet, credit: int = 1 << 20, budget: int = 64 << 20) -> None:
+        self.maps = maps
+        self.loop, self.table = Loop(), FlowTable()
+        self.shared = Splicing(self.loop, self.table, PipePool())
+        self.shared.accelerator = Accelerator(self.loop, maps, credit, budget)
+        self.sockets: list[socket.socket] = []
+
+    @property
+    def accelerator(self) -> Accelerator:
+        assert self.shared.accelerator
+        return self.shared.accelerator
+
+    def connect(self, early: bytes = b"") -> tuple[socket.socket, socket.socket, SplicedTcp]:
+        """A new connection: client, server, and what is between them."""
+        client, ours = connection()
+        theirs, server = connection()
+        self.sockets += (client, server)
+        client.sendall(early)
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        flow = SplicedTcp(self.shared, ours, theirs, ENDPOINTS)
+        self.table.add(flow, "test", b"", 0)
+        flow.start(connected=True)
+        return client, server, flow
+
+    def fast(self) -> tuple[socket.socket, socket.socket, SplicedTcp]:
+        """One that is accelerated."""
+        client, server, flow = self.connect()
+        self.until(lambda: flow.fast is not None, "acceleration")
+        return client, server, flow
+
+    def until(self, condition: Callable[[], object], what: str, seconds: float = 30) -> None:
+        """Run the loop until something is the case."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, what
+            self.loop.round(0.01)
+
+    def during(self, *work: Callable[[], object]) -> None:
+        """Run the loop while threads do ``work``."""
+        threads = [threading.Thread(target=each) for each in work]
+        for thread in threads:
+            thread.start()
+        self.until(lambda: not any(t.is_alive() for t in threads), "work", 80)
+
+    def expect(self, sock: socket.socket, data: bytes) -> None:
+        """Run the loop until ``sock`` has received what must be ``data``."""
+        got = b""
+        while len(got) < len(data):
+            self.until(lambda: select.select([sock], [], [], 0)[0], f"{data!r}")
+            more = sock.recv(len(data) - len(got))
+            assert more, "end of file"
+            got += more
+        assert got == data
+
+    def numbers(self) -> int:
+        """Sockets that the program knows."""
+        return len(bpf.map_keys(self.maps._ends, 8))
+
+    def close(self) -> None:
+        for flow in list(self.table.flows()):
+            flow.reset("end")  # type: ignore[attr-defined]
+        self.loop.round(0)
+        for sock in self.sockets:
+            sock.close()
+        assert self.numbers() == 0
+        assert self.accelerator.active == 0
+
+
+@pytest.fixture(scope="module")
+def maps() -> Iterator[MapSet]:
+    made, _ = acquire(compile_first=False)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def rig(maps: MapSet) -> Iterator[Rig]:
+    maps.clean()
+    made = Rig(maps)
+    yield made
+    made.close()
+
+
+def fill(sock: socket.socket) -> tuple[int, str]:
+    """Send until nothing is taken for a while; returns bytes, and their digest."""
+    sock.settimeout(0.3)
+    data = random.randbytes(MIB)
+    digest, total = hashlib.sha256(), 0
+    try:
+        while total < 512 * MIB:
+            sent = sock.send(data)
+            digest.update(data[:sent])
+            total += sent
+    except TimeoutError:
+        sock.settimeout(20)
+    return total, digest.hexdigest()
+
+
+def drain(sock: socket.socket, total: int) -> str:
+    """Digest of the next bytes."""
+    digest = hashlib.sha256()
+    while total:
+        data = sock.recv(min(total, MIB))
+        assert data
+        digest.update(data)
+        total -= len(data)
+    return digest.hexdigest()
+
+
+def test_kernel_forwards_by_itself(rig: Rig) -> None:
+    client, server, flow = rig.fast()
+    for number in range(50):
+        message = bytes([number]) * 100
+        client.sendall(message)
+        assert server.recv(200) == message
+        server.sendall(message * 2)
+        assert client.recv(300) == message * 2
+    assert flow.fast is not None
+    assert rig.accelerator.bytes() == 50 * 300
+    # And nothing is waiting for us.
+    rounds = rig.loop.load
+    rig.loop.round(0)
+    assert rig.loop.load == 0, rounds
+
+
+def test_short_connections_are_not_accelerated(rig: Rig) -> None:
+    for _ in range(20):
+        client, server, flow = rig.connect(b"request")
+        rig.expect(server, b"request")
+        client.close()
+        server.close()
+        rig.until(lambda f=flow: f.index < 0, "end")
+    rig.until(lambda: rig.accelerator._probation is None, "probation to end")
+    assert rig.accelerator.entered == 0
+
+
+def test_early_data_come_first(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What arrives while the sockets enter, before and after each step, is in its place."""
+    real = MapSet.enter
+
+    def slowly(self: MapSet, sock: socket.socket, slot: int) -> None:
+        client.sendall(b"1")
+        server.sendall(b"2")
+        real(self, sock, slot)
+        client.sendall(b"3")
+        server.sendall(b"4")
+
+    monkeypatch.setattr(MapSet, "enter", slowly)
+    client, server, flow = rig.connect(b"0")
+    rig.until(lambda: flow.fast is not None, "acceleration")
+    client.sendall(b"5")
+    server.sendall(b"6")
+    rig.loop.round(0.02)
+    rig.loop.round(0.02)
+    assert drain(server, 6) == hashlib.sha256(b"013135").hexdigest()
+    assert drain(client, 5) == hashlib.sha256(b"24246").hexdigest()
+
+
+def test_unread_data_are_bounded_without_us(rig: Rig) -> None:
+    """The program alone stops a sender: by then the credit is used up, and buffers are full."""
+    client, server, flow = rig.fast()
+    assert flow.fast is not None
+    lane = flow.fast.lanes[0]
+    total, digest = fill(client)
+    assert lane.redirected() <= lane.credit == accel.FIRST_CREDIT
+    buffers = sum(
+        sock.getsockopt(socket.SOL_SOCKET, option)
+        for sock, option in (
+            (client, socket.SO_SNDBUF),
+            (flow.client.sock, socket.SO_RCVBUF),
+            (flow.server.sock, socket.SO_SNDBUF),
+            (server, socket.SO_RCVBUF),
+        )
+    )
+    assert total <= lane.credit + buffers
+    done = []
+    rig.during(lambda: done.append(drain(server, total)))
+    assert done == [digest]
+
+
+def test_unread_data_are_bounded_with_us(rig: Rig) -> None:
+    """A reader who does not read makes the connection leave, with nothing lost."""
+    client, server, flow = rig.fast()
+    sent: list[tuple[int, str]] = []
+    rig.during(lambda: sent.append(fill(client)))
+    assert flow.fast is None
+    assert rig.accelerator.returned == 1
+    total, digest = sent[0]
+    assert total < 64 * MIB
+    # The other direction is not concerned.
+    server.sendall(b"still here")
+    rig.expect(client, b"still here")
+    done = []
+    rig.during(lambda: done.append(drain(server, total)))
+    assert done == [digest]
+
+
+def test_small_packets_are_bounded_without_us(rig: Rig) -> None:
+    """Single bytes take room far beyond their number."""
+    client, server, flow = rig.fast()
+    assert flow.fast is not None
+    lane = flow.fast.lanes[0]
+    limit = lane.credit // 1024
+    packets = rig.maps.counts[lane.at + PACKETS]
+    for number in range(2 * limit):
+        client.send(bytes([number & 255]))
+        if number % 10 == 0:
+            time.sleep(0.0005)
+    assert rig.maps.counts[lane.at + PACKETS] - packets <= limit
+    assert lane.unread()
+    wanted = hashlib.sha256(bytes(n & 255 for n in range(2 * limit))).hexdigest()
+    done = []
+    rig.during(lambda: done.append(drain(server, 2 * limit)))
+    assert done == [wanted]
+
+
+def write_randomly(sock: socket.socket, size: int, seed: int, out: list[str]) -> None:
+    """Send pseudo-random data in pieces of random sizes, and shut down."""
+    chance, digest = random.Random(seed), hashlib.sha256()
+    data = random.randbytes(4 * MIB)
+    while size:
+        start = chance.randrange(2 * MIB)
+        piece = memoryview(data)[start : start + min(size, chance.choice(SIZES))]
+        digest.update(piece)
+        sock.sendall(piece)
+        size -= len(piece)
+        if chance.random() < 0.01:
+            time.sleep(chance.choice((0, 0.001, 0.03)))
+    sock.shutdown(socket.SHUT_WR)
+    out.append(digest.hexdigest())
+
+
+def read_randomly(sock: socket.socket, seed: int, out: list[str]) -> None:
+    """Read to the end, stopping and going."""
+    chance, digest = random.Random(seed), hashlib.sha256()
+    while data := sock.recv(chance.choice(SIZES)):
+        digest.update(data)
+        if chance.random() < 0.01:
+            time.sleep(chance.choice((0.001, 0.01, 0.04)))
+    out.append(digest.hexdigest())
+
+
+SIZES = (1, 3, 100, 1448, 8000, 65536, 300000, MIB)
+#: Repetitions, and MiB in each direction of each.
+REPETITIONS = int(os.environ.get("PASST_ORDER_REPETITIONS", "3"))
+AMOUNT = int(os.environ.get("PASST_ORDER_MIB", "24"))
+
+
+@pytest.mark.parametrize("repetition", range(REPETITIONS))
+def test_order_in_both_directions(rig: Rig, repetition: int) -> None:
+    """Sizes and pauses are random, the end of file comes last, and nothing is amiss."""
+    client, server, _ = rig.fast()
+    there: list[str] = []
+    back: list[str] = []
+    rig.during(
+        lambda: write_randomly(client, AMOUNT * MIB, 4 * repetition, there),
+        lambda: read_randomly(server, 4 * repetition + 1, there),
+        lambda: write_randomly(server, AMOUNT * MIB, 4 * repetition + 2, back),
+        lambda: read_randomly(client, 4 * repetition + 3, back),
+    )
+    assert there[0] == there[1]
+    assert back[0] == back[1]
+    assert rig.accelerator.bytes() > 0
+
+
+@pytest.mark.parametrize("amount", [1, 1000, 3 * MIB])
+def test_end_of_file_behind_all_data(rig: Rig, amount: int) -> None:
+    client, server, flow = rig.fast()
+    data = random.randbytes(amount)
+
+    def send() -> None:
+        client.sendall(data)
+        client.shutdown(socket.SHUT_WR)
+
+    got = []
+    rig.during(send, lambda: got.append(drain(server, amount)))
+    rig.until(lambda: flow.client.done, "end of file")
+    assert server.recv(1) == b""
+    assert got == [hashlib.sha256(data).hexdigest()]
+    # Half-closed, and in the usual way from here on.
+    assert flow.fast is None
+    server.sendall(b"answer")
+    rig.expect(client, b"answer")
+
+
+def test_last_data_then_close_while_reader_rests(rig: Rig) -> None:
+    """The far end says much and closes, the near end, half-closed, reads late: all is there."""
+    client, server, flow = rig.fast()
+    client.shutdown(socket.SHUT_WR)
+    data = random.randbytes(2 * MIB)
+
+    def answer() -> None:
+        assert server.recv(1) == b""
+        server.sendall(data)
+        server.close()
+
+    got = []
+
+    def read() -> None:
+        time.sleep(0.3)
+        got.append(drain(client, len(data)))
+
+    rig.during(answer, read)
+    assert got == [hashlib.sha256(data).hexdigest()]
+    assert client.recv(1) == b""
+    rig.until(lambda: flow.index < 0, "end")
+
+
+@pytest.mark.parametrize("by", ["client", "server"])
+def test_reset_with_data_on_the_way(rig: Rig, by: str) -> None:
+    client, server, flow = rig.fast()
+    one, other = (client, server) if by == "client" else (server, client)
+    one.sendall(b"x" * 1000)
+    other.sendall(b"y" * 100000)
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    one.close()
+    rig.until(lambda: flow.index < 0, "end")
+    with pytest.raises(ConnectionResetError):
+        while other.recv(MIB):
+            pass
+    assert rig.numbers() == 0
+
+
+def test_urgent_data_stay_in_line(rig: Rig) -> None:
+    client, server, _ = rig.fast()
+    client.sendall(b"abc")
+    client.send(b"X", socket.MSG_OOB)
+    client.sendall(b"def")
+    assert drain(server, 7) == hashlib.sha256(b"abcXdef").hexdigest()
+
+
+def test_one_direction_does_not_wait_for_the_other(rig: Rig) -> None:
+    """Much to send both ways, and one side that does not read until it has sent all."""
+    client, server, _ = rig.fast()
+    amount = 20 * MIB
+    done: list[str] = []
+
+    def selfish() -> None:
+        client.sendall(bytes(amount))
+        done.append(drain(client, amount))
+
+    server_sends = threading.Thread(target=lambda: server.sendall(bytes(amount)))
+    server_sends.start()
+    rig.during(selfish, lambda: done.append(drain(server, amount)))
+    server_sends.join()
+    assert len(done) == 2
+
+
+def test_slots_are_used_again(rig: Rig) -> None:
+    """Counters go on from connection to connection, and no state with them."""
+    for number in range(30):
+        client, server, flow = rig.fast()
+        assert flow.fast is not None
+        assert flow.fast.slot == 0
+        message = bytes([number]) * 70000
+        client.sendall(message)
+        assert drain(server, len(message)) == hashlib.sha256(message).hexdigest()
+        client.close()
+        server.close()
+        rig.until(lambda f=flow: f.index < 0, "end")
+        assert rig.numbers() == 0
+
+
+def test_budget_of_a_hundred(maps: MapSet) -> None:
+    """Credits never exceed the budget; whoever gets none is forwarded all the same."""
+    maps.clean()
+    budget = 8 * MIB
+    rig = Rig(maps, budget=budget)
+    flows = [rig.connect() for _ in range(100)]
+    rig.until(lambda: rig.accelerator.entered + rig.accelerator.refused == 100, "all to be tried")
+    assert rig.accelerator.active > 8
+
+    def credits_given() -> int:
+        return sum(lane.credit for lane in rig.accelerator._lanes.values())
+
+    assert credits_given() <= budget
+    sent: list[tuple[int, str]] = []
+    rig.during(*(lambda c=client: sent.append(fill(c)) for client, _, _ in flows[:3]))
+    assert credits_given() <= budget
+    for client, server, _ in flows[3:]:
+        client.sendall(b"to all")
+        rig.expect(server, b"to all")
+    for client, server, _ in flows:
+        client.close()
+        server.close()
+    rig.until(lambda: rig.table.count == 0, "end")
+    assert rig.accelerator._budget == budget
+    assert len(rig.accelerator._free) == SLOTS // 2 - 1
+    rig.close()
+
+
+def test_kernel_that_refuses_a_socket(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is lost, and the connection goes on."""
+    real = MapSet.enter
+
+    def refuse(self: MapSet, sock: socket.socket, slot: int) -> None:
+        if slot % 2:
+            client.sendall(b"meanwhile")
+            raise OSError(errno.ENOMEM, "no memory")
+        real(self, sock, slot)
+
+    monkeypatch.setattr(MapSet, "enter", refuse)
+    client, server, flow = rig.connect(b"early")
+    rig.expect(server, b"early")
+    rig.until(lambda: rig.accelerator._old == [] and not rig.accelerator._young, "attempt")
+    rig.loop.round(0.05)
+    assert flow.fast is None
+    assert rig.accelerator.active == 0
+    assert server.recv(100) == b"meanwhile"
+    client.sendall(b"later")
+    rig.expect(server, b"later")

@@ -1,0 +1,303 @@
+"""Acceleration of spliced connections: who gets it, how much credit, and who needs attention.
+
+**Who.**  A connection that lives for a moment, :data:`PROBATION`, is worth it if it carries
+messages rather than bulk: entering and leaving takes some fifty system calls, and short
+connections should not pay for what they do not use.  Bulk goes no faster through the kernel
+alone, see docs/acceleration.md, so who is in the middle of some is asked again later.
+Connections leave (:mod:`.fast`) when one of their directions ends, or is not read.
+
+**Credit.**  Each direction begins with :data:`FIRST_CREDIT` and gets twice as much whenever it
+has used that up, to at most ``--accel-credit``.  All credits together are at most
+``--accel-budget``; when that is used up, directions at rest are cut down to :data:`LEAST_CREDIT`,
+and whoever still gets nothing is forwarded as usual.
+
+**When.**  As long as credit lasts nobody here runs.  A bell says that some direction has used
+it up; from then on those directions that move are looked at regularly and refilled, the more
+often the faster they move, until they have been at rest for a while.
+"""
+
+from __future__ import annotations
+
+from passt.kernel.ebpf.layout import BYTES, PASSED, SLOTS
+from passt.syscalls.sockopt import linger_not
+from passt.syscalls.tcpinfo import inq
+from passt.userspace import log
+from passt.userspace.loop import EPOLLIN
+from passt.userspace.splice.fast import FastFlow, Lane
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from passt.kernel.ebpf.maps import MapSet
+    from passt.userspace.loop import Loop, Timer
+    from passt.userspace.splice.flow import SplicedTcp
+
+#: Seconds: connections younger than this, or up to twice that, are left alone.
+PROBATION = 0.02
+#: Seconds until one that was busy is looked at again, at first and at most.
+BUSY, VERY_BUSY = 0.005, 5.12
+
+#: Bytes of credit of a direction: at first, and at least.
+FIRST_CREDIT = 1 << 18
+LEAST_CREDIT = 1 << 15
+
+#: Seconds between looks at directions that move.
+OFTEN, SELDOM = 0.002, 0.064
+#: Looks without anything new until a direction is at rest.
+QUIET = 4
+#: Attempts without a pause while the kernel is about to finish something.
+HASTY = 3
+
+#: Slots of connections; the last ones are for the probe.
+_SLOTS = range(0, SLOTS - 2, 2)
+
+
+class Accelerator:
+    """Keeps spliced connections on the fast path, within limits."""
+
+    __slots__ = (
+        "_budget",
+        "_credit",
+        "_finished",
+        "_free",
+        "_interval",
+        "_lanes",
+        "_loop",
+        "_moving",
+        "_old",
+        "_probation",
+        "_retries",
+        "_retrying",
+        "_tick",
+        "_tries",
+        "_young",
+        "active",
+        "entered",
+        "exhausted",
+        "maps",
+        "refused",
+        "returned",
+    )
+
+    def __init__(self, loop: Loop, maps: MapSet, credit: int, budget: int) -> None:
+        """``credit`` for each direction and ``budget`` for all, in bytes."""
+        self._loop = loop
+        self.maps = maps
+        self._credit = credit
+        #: What is left of it.
+        self._budget = budget
+        self._free = list(reversed(_SLOTS))
+        #: By slot.
+        self._lanes: dict[int, Lane] = {}
+        #: New connections, and those that have been new for a while.
+        self._young: list[SplicedTcp] = []
+        self._old: list[SplicedTcp] = []
+        self._probation: Timer | None = None
+        #: Directions that are refilled regularly.
+        self._moving: dict[Lane, None] = {}
+        self._tick: Timer | None = None
+        self._interval = OFTEN
+        #: Who waits for the kernel, and for how many rounds somebody has.
+        self._retries: dict[Lane | FastFlow, None] = {}
+        self._retrying = False
+        self._tries = 0
+        #: Bytes that the kernel has forwarded for connections that are not here any more.
+        self._finished = 0
+        #: Connections on the fast path now; ever; not, for want of slots or credit; and those
+        #: that went back while they lived.
+        self.active = 0
+        self.entered = 0
+        self.refused = 0
+        self.returned = 0
+        #: How often credit was used up.
+        self.exhausted = 0
+        loop.add(maps.fileno(), EPOLLIN, self._on_bell)
+
+    def bytes(self) -> int:
+        """Bytes that the kernel has forwarded by itself."""
+        return self._finished + sum(lane.redirected() for lane in self._lanes.values())
+
+    def close(self) -> None:
+        """The process is about to end: connections without unread data end in good order."""
+        for lane in self._lanes.values():
+            if not lane.unread():
+                try:
+                    linger_not(lane.source)
+                except OSError:
+                    # It is closed already.
+                    pass
+
+    def summary(self) -> str:
+        """The counters, for people."""
+        return (
+            f"{self.entered} connections accelerated, {self.active} now; {self.bytes()} bytes by "
+            f"the kernel; credit used up {self.exhausted} times; {self.returned} returned to "
+            f"splicing, {self.refused} not accelerated"
+        )
+
+    # Who.
+
+    def consider(self, flow: SplicedTcp) -> None:
+        """There is a new connection."""
+        self._young.append(flow)
+        if self._probation is None:
+            self._probation = self._loop.call_at(self._loop.now + PROBATION, self._on_probation)
+
+    def _on_probation(self) -> None:
+        """Those that were there the last time already may enter."""
+        old = self._old
+        self._old, self._young = self._young, []
+        self._probation = None
+        if self._old:
+            self._probation = self._loop.call_at(self._loop.now + PROBATION, self._on_probation)
+        for flow in old:
+            self._admit(flow, BUSY)
+
+    def _admit(self, flow: SplicedTcp, pause: float) -> None:
+        """Have a connection enter, or ask again after ``pause`` seconds if it is busy."""
+        if flow.index < 0 or flow.fast is not None or flow.client.eof or flow.server.eof:
+            return
+        try:
+            if flow.connecting or _busy(flow):
+                self._later(flow, pause)
+                return
+            if not self._free or not self._afford(2 * FIRST_CREDIT):
+                self.refused += 1
+                return
+            self._enter(flow)
+        except OSError as error:
+            log.limited("accel-enter", log.WARNING, "%s: %s", flow, error.strerror)
+
+    def _later(self, flow: SplicedTcp, pause: float) -> None:
+        following = min(pause * 2, VERY_BUSY)
+        self._loop.call_at(self._loop.now + pause, lambda: self._admit(flow, following))
+
+    def _enter(self, flow: SplicedTcp) -> None:
+        """Put a connection on the fast path."""
+        credit = min(FIRST_CREDIT, self._credit)
+        slot = self._free.pop()
+        try:
+            fast = FastFlow(self, flow, slot, credit)
+        except OSError:
+            self._free.append(slot)
+            flow.settle()
+            raise
+        flow.fast = fast
+        for lane in fast.lanes:
+            self._lanes[lane.slot] = lane
+            self._budget -= lane.credit
+        self.active += 1
+        self.entered += 1
+        if log.debug_on:
+            log.debug("%s: enters the fast path", flow)
+        fast.begin()
+
+    def left(self, fast: FastFlow) -> None:
+        """A connection is not on the fast path any more."""
+        for lane in fast.lanes:
+            self._finished += lane.redirected()
+            self._budget += lane.credit
+            del self._lanes[lane.slot]
+            self._moving.pop(lane, None)
+        self._free.append(fast.slot)
+        self.active -= 1
+        flow = fast.flow
+        if flow.index >= 0 and fast.leaving:
+            self.returned += 1
+            self._later(flow, VERY_BUSY)
+
+    def _afford(self, size: int) -> bool:
+        """Whether ``size`` bytes are left of the budget, perhaps after asking around."""
+        if self._budget < size:
+            for lane in self._lanes.values():
+                if lane not in self._moving and lane.credit > LEAST_CREDIT:
+                    self._budget += lane.credit - LEAST_CREDIT
+                    lane.credit = LEAST_CREDIT
+                    if not lane.fast.leaving:
+                        lane.refill()
+        return self._budget >= size
+
+    # When.
+
+    def _on_bell(self, _events: int) -> None:
+        """Directions have used up their credit."""
+        for slot in self.maps.rung():
+            lane = self._lanes.get(slot)
+            if lane is None or lane.fast.leaving or not lane.unread():
+                continue
+            self.exhausted += 1
+            more = min(lane.credit, self._credit - lane.credit)
+            if more > 0 and self._afford(more):
+                lane.credit += more
+                self._budget -= more
+            lane.quiet = 0
+            lane.seen = -1
+            self._interval = OFTEN
+            self._moving[lane] = None
+            if lane.again():
+                self.retry(lane)
+        if self._moving and self._tick is None:
+            self._tick = self._loop.call_at(self._loop.now + self._interval, self._on_tick)
+
+    def _on_tick(self) -> None:
+        """Refill directions that have moved."""
+        counts = self.maps.counts
+        fastest = 0.0
+        for lane in list(self._moving):
+            if lane.fast.leaving:
+                del self._moving[lane]
+                continue
+            seen = counts[lane.at + BYTES] + counts[lane.at + PASSED]
+            if seen == lane.seen:
+                lane.quiet += 1
+                if lane.quiet < QUIET:
+                    continue
+                del self._moving[lane]
+            else:
+                lane.quiet = 0
+            fastest = max(fastest, lane.spent())
+            lane.seen = seen
+            try:
+                lane.refill()
+            except OSError as error:
+                lane.fast.flow.reset(error.strerror)
+        if fastest > 0.5:
+            self._interval = max(self._interval / 2, OFTEN)
+        elif fastest < 0.25:
+            self._interval = min(self._interval * 2, SELDOM)
+        self._tick = None
+        if self._moving:
+            self._tick = self._loop.call_at(self._loop.now + self._interval, self._on_tick)
+
+    # Waiting.
+
+    def retry(self, who: Lane | FastFlow) -> None:
+        """Call ``who.again()`` before long, until it is False."""
+        self._retries[who] = None
+        self._tries = 0
+        if not self._retrying:
+            self._retrying = True
+            self._loop.again(self._on_retry)
+
+    def _on_retry(self) -> None:
+        waiting = self._retries
+        self._retries = {}
+        for who in waiting:
+            if who.again():
+                self._retries[who] = None
+        self._retrying = bool(self._retries)
+        if not self._retries:
+            return
+        self._tries += 1
+        if self._tries <= HASTY:
+            self._loop.again(self._on_retry)
+        else:
+            pause = min(0.001 * (self._tries - HASTY), SELDOM)
+            self._loop.call_at(self._loop.now + pause, self._on_retry)
+
+
+def _busy(flow: SplicedTcp) -> bool:
+    """Whether data are on their way between the two sockets, or about to be; OSError."""
+    return any(
+        end.bulk or end.pipe is not None or end.held is not None or inq(end.fd) != 0
+        for end in (flow.client, flow.server)
+    )
