@@ -113,7 +113,7 @@ def test_ports_of_a_resolver(
 
 
 def test_no_resolver_of_that_version(
-    start_pasta: StartPasta, resolv_conf: WriteConf, host: Netns, version: int
+    start_pasta: StartPasta, resolv_conf: WriteConf, host: Netns, version: int, ours_only: None
 ) -> None:
     """Refused at once; the host's loopback is not asked instead."""
     serve(host, net.LOOPBACK[version])
@@ -129,7 +129,7 @@ def test_no_resolver_of_that_version(
 
 
 def test_outbound_address_and_loopback_resolver(
-    start_pasta: StartPasta, resolv_conf: WriteConf, host: Netns
+    start_pasta: StartPasta, resolv_conf: WriteConf, host: Netns, ours_only: None
 ) -> None:
     serve(host, RESOLVER[4])
     conf = resolv_conf(f"nameserver {RESOLVER[4]}\n")
@@ -155,7 +155,9 @@ def test_podman(
     words += ["-T", "none", "-U", "none", "--no-map-gw", "--quiet", "--netns", path]
     words += ["--map-guest-addr", "169.254.1.2"]
     done = host.run([*program.argv, *words], prefix=[*with_resolv_conf(conf), *enter], check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    # The upstream program may complain of the processor.
+    printed = [line for line in done.stderr.splitlines() if "AVX2" not in line]
+    assert (done.returncode, done.stdout, printed) == (0, "", [])
     inside = Netns("container", path, topology.processes)
     for transport in ("+notcp", "+tcp"):
         assert ask(inside, "169.254.1.1", transport) == "192.0.2.53"

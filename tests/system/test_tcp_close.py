@@ -77,7 +77,6 @@ def test_close_with_unread_data_resets(path: Path, by: str) -> None:
         assert outcome(other) == "ECONNRESET"
 
 
-@pytest.mark.paths(*paths.INBOUND, *paths.SPLICED)
 def test_answer_before_a_reset(ours_only: None, path: Path) -> None:
     """A server refuses a request without reading it all: its answer arrives, then the reset."""
     with path.listen() as listener:

@@ -104,6 +104,25 @@ def test_options_accumulate_and_the_last_of_a_code_counts() -> None:
     assert options.ra_opts == {37: b"x"}
 
 
+@pytest.mark.parametrize(
+    ("option", "other"),
+    [
+        ("--dhcp-opt", "--no-dhcp"),
+        ("--dhcpv6-opt", "--no-dhcpv6"),
+        ("--ra-opt", "--no-ra"),
+        ("--ra-opt", "--no-ndp"),
+        ("--ra-opt", "--no-icmp"),
+        ("--ra-opt", "--config-net"),
+    ],
+)
+def test_options_of_what_is_off_are_refused(option: str, other: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse("pasta", [option, "200:hex:00", other, "true"])
+    assert caught.value.message == f"{option} is incompatible with {other}"
+    with pytest.raises(UsageError, match="--splice-only is incompatible with"):
+        parse("pasta", ["--splice-only", option, "200:hex:00", "true"])
+
+
 def test_advertisements_must_fit_a_packet() -> None:
     words = ["--ra-opt", f"37:{'x' * 300}", "--ra-opt"]
     parse("pasta", [*words, f"200:str:{'y' * 190}", "true"])

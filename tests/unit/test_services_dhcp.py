@@ -14,8 +14,12 @@ from scapy.layers.dhcp import BOOTP, DHCP
 from scapy.layers.inet import IP, UDP
 from scapy.packet import Packet, Raw
 
+from passt.kernel.netlink.worker import TemplateInfo
 from passt.userspace import log
 from passt.userspace.config.model import Config
+from passt.userspace.config.parse import parse
+from passt.userspace.config.resolvconf import ResolvConf
+from passt.userspace.config.resolve import resolve
 from passt.userspace.services import services
 from passt.userspace.services.dhcp import DhcpService, offers
 from passt.userspace.wire import drops
@@ -245,6 +249,21 @@ def test_options_of_the_user(make: Make) -> None:
     assert told[51] == struct.pack("!I", 60)
     assert 3 not in told
     assert told[54] == GATEWAY4
+
+
+def test_offline_host(make: Make) -> None:
+    """Addresses from the command line alone are exactly what is told."""
+    words = ["-a", "10.0.2.15/24", "-g", "10.0.2.2", "true"]
+    nothing = TemplateInfo(None, None, [])
+    made = resolve(parse("pasta", words), (True, True), nothing, ResolvConf([], []))
+    assert made.dhcp
+    told = offers(made)
+    assert (told[1], told[3], told[54]) == (ip("255.255.255.0"), ip("10.0.2.2"), ip("10.0.2.2"))
+    assert 121 not in told
+    rig = make(v4__addr=made.v4.addr, v4__gateway=made.v4.gateway)
+    reply = rig.dhcp(DISCOVER)
+    assert reply is not None
+    assert (reply[BOOTP].yiaddr, reply[IP].src) == ("10.0.2.15", "10.0.2.2")
 
 
 # Sizes

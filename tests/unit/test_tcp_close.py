@@ -171,6 +171,26 @@ def test_reset_by_the_peer(guest_connects: bool) -> None:
         assert (reply.seq, reply.ack) == (connection.guest.ack, connection.guest.seq)
 
 
+@pytest.mark.parametrize(
+    ("size", "window", "least"),
+    [(7, 1 << 20, 7), (65_480, 1 << 20, 65_480), (50_000, 6400, 4000), (300_000, 1 << 20, 65_480)],
+)
+def test_last_words_before_a_reset(size: int, window: int, least: int) -> None:
+    """What arrived before the peer's reset goes to the guest, as far as it takes it at once."""
+    with Host() as host:
+        connection = outbound(host, mss=65_480, scale=6, window=window >> 6)
+        connection.peer.settimeout(5)
+        connection.peer.sendall(b"x" * size)
+        peer_resets(connection)
+        host.turn()
+        *data, last = connection.guest.take()
+        assert least <= len(stream_of(data)) <= min(size, window)
+        assert not any(segment.flags & (FIN | RST) for segment in data)
+        assert last.flags == RST | ACK
+        assert last.seq == data[-1].next_seq
+        assert host.table.count == 0
+
+
 def test_reset_with_data_on_the_way() -> None:
     with Host() as host:
         connection = outbound(host)

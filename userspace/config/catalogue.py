@@ -364,6 +364,7 @@ TABLE: tuple[Option, ...] = (
         "CODE:VALUE",
         dhcp_option,
         repeat=ADD,
+        excludes=("no-dhcp",),
         help="Further option for DHCP, or another value for one",
         details=_EXTRA_DETAILS.format(types="`ip` (IPv4 addresses, separated by commas)")
         + " It is left out of an answer if it does not fit into a packet of 576 bytes. "
@@ -375,6 +376,7 @@ TABLE: tuple[Option, ...] = (
         "CODE:VALUE",
         dhcpv6_option,
         repeat=ADD,
+        excludes=("no-dhcpv6",),
         help="Further option for DHCPv6, or another value for one",
         details=_EXTRA_DETAILS.format(types="`ip` (IPv6 addresses, separated by commas)"),
     ),
@@ -384,6 +386,7 @@ TABLE: tuple[Option, ...] = (
         "CODE:VALUE",
         ra_option,
         repeat=ADD,
+        excludes=("no-ra", "no-ndp", "no-icmp", "config-net"),
         help="Further option for Router Advertisements, or another value for one",
         details=_EXTRA_DETAILS.format(types="`ip` (IPv6 addresses, separated by commas)")
         + " Bytes in hexadecimal are what follows type and length, and are filled up to a multiple "
@@ -616,10 +619,13 @@ TABLE: tuple[Option, ...] = (
             "ns-ifname",
             "ns-mac-addr",
             "config-net",
+            "dhcp-opt",
+            "dhcpv6-opt",
+            "ra-opt",
         ),
         help="Forward loopback connections only, and create no interface in the namespace",
         details="Implies `--host-lo-to-ns-lo` and `--no-icmp`. Connections from elsewhere are "
-        "refused. Options about addresses and MTU are accepted without effect.",
+        "refused. Options about addresses, MTU, resolvers and names are accepted without effect.",
     ),
     Option(
         "accel",

@@ -363,6 +363,8 @@ class TcpFlow(FromGuest):
         if number:
             if self.state == CONNECTING:
                 unreachable.report(self, number)
+            elif self.state == ESTABLISHED:
+                self.last_words()
             self.reset(os.strerror(number))
 
     def settle(self) -> None:

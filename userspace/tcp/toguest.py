@@ -151,6 +151,19 @@ class ToGuest(FlowBase):
             # Whatever happened, reading will tell.
             return 0
 
+    def last_words(self) -> None:
+        """Send what arrived before the peer's reset, once, as far as the guest takes it now.
+
+        Linux lets it be read after the reset, and so it would be on a direct connection.
+        """
+        waiting = self._waiting(self.snd_nxt)
+        if waiting > 0 and self.fin_seq < 0:
+            # Not to the end of the queue, which would look like an end of file.
+            window = self.snd_nxt - self.snd_una + waiting
+            self.guest_window = min(self.guest_window, window)
+            self.readable = True
+            self.pump()
+
     def _send_fin(self, seq: int) -> None:
         """Send FIN at ``seq``: everything before it was sent."""
         self.readable = False

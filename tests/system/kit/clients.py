@@ -26,7 +26,9 @@ elif [ -n "$new_ip6_address" ]; then
 elif [ "$reason" != deconfig ] && [ -n "$ip" ]; then
     ip address replace "$ip/$mask" dev "$interface"
 fi
-{ printf 'reason=%s\\n' "$reason"; env; echo; } >>EVENTS
+# In one piece: a client may be ended at any time.
+all=$(printf 'reason=%s\\n' "$reason"; env)
+printf '%s\\n\\n' "$all" >>EVENTS
 exit 0
 """
 
@@ -60,14 +62,13 @@ class Events:
         """Why the script was called, in order."""
         return [call["reason"] for call in self.all()]
 
-    def wait(self, reason: str, count: int = 1, timeout: float = 30.0) -> dict[str, str]:
-        """The variables of the *count*-th call for *reason*, once there was one."""
+    def wait(self, reason: str, after: int = 0, timeout: float = 30.0) -> dict[str, str]:
+        """The variables of the first call for *reason* behind *after* others, once there is one."""
 
         def find() -> dict[str, str]:
-            found = [call for call in self.all() if call["reason"] == reason]
-            return found[count - 1] if len(found) >= count else {}
+            return next((call for call in self.all()[after:] if call["reason"] == reason), {})
 
-        return wait_for(find, timeout, f"{reason} ({count}) among {self.reasons()}")
+        return wait_for(find, timeout, f"{reason}, from {after} on")
 
 
 class Clients:
@@ -105,6 +106,12 @@ class Clients:
                 self.interface,
             ]
         )
+
+    def bound(self, version: int) -> None:
+        """Wait until dhclient has told its script, and written the lease to its file."""
+        self.events.wait("BOUND" if version == 4 else "BOUND6")
+        leases = self.folder / f"dhclient{version}.leases"
+        wait_for(lambda: leases.read_text().endswith("}\n"), 30, "lease")
 
     def udhcpc(self, *options: str) -> subprocess.Popen[str]:
         """Start udhcpc in foreground."""
