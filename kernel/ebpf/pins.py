@@ -14,7 +14,7 @@ an instance takes no set of somebody else.  What a user can do with the maps con
 own sockets, those in the maps.
 
 This is a bpffs of its own: that in /sys/fs/bpf is closed to users where systemd mounts it.  It is
-gone after a reboot; the systemd unit in contrib/ makes the sets anew.
+gone after a reboot; the systemd unit in docs/ makes the sets anew.
 
 Source: bpf(2), flock(2), Documentation/bpf/ of the kernel.
 """
