@@ -9,9 +9,10 @@ MAKEFLAGS += --no-builtin-rules
 # Debian packages that give the system tests their peers, and the modules for `python3 -m venv`.
 PACKAGES := iproute2 iputils-ping procps iperf3 socat curl nginx-light dnsmasq-base redis-tools \
 	bind9-dnsutils ncat tcpdump nftables ethtool util-linux strace \
-	isc-dhcp-client dhcpcd-base udhcpc ndisc6
+	isc-dhcp-client dhcpcd-base udhcpc ndisc6 apparmor checkpolicy semodule-utils m4
 PROGRAMS := ip ping ps iperf3 socat curl nginx dnsmasq redis-benchmark dig ncat tcpdump nft ethtool \
-	setpriv strace dhclient dhcpcd udhcpc rdisc6 ndisc6
+	setpriv strace dhclient dhcpcd udhcpc rdisc6 ndisc6 apparmor_parser checkmodule \
+	semodule_package m4
 
 .PHONY: shell check lint test unit system tools bytecode clean
 

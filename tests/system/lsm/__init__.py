@@ -1,0 +1,1 @@
+"""Profiles for AppArmor and SELinux: whether they are sound, and whether they suffice."""
