@@ -82,27 +82,28 @@ class Pending:
 
     def admits(self, *parties: bytes) -> bool:
         """Whether there may be another pending flow of ``parties``, made room for if need be."""
-        self._settle_front()
+        entries = self._entries
+        while entries and self._over(entries[0]):
+            self._forget(entries.popleft())
         now = self._loop.now
-        if self._crowded() and now >= self._sweep_at:
+        if 2 * len(entries) <= self._limit:
+            # No party can have more than its share then.
+            return True
+        if now >= self._sweep_at:
             self._sweep_at = now + SWEEP
             self._sweep()
-        crowded = self._crowded()
-        if crowded and now < self._not_before:
+            if 2 * len(entries) <= self._limit:
+                return True
+        if now < self._not_before:
             return False
         if not self._fits(parties) and not self._give_up_oldest():
             return False
-        if crowded:
-            self._not_before = max(self._not_before, now - BURST * self._gap) + self._gap
+        self._not_before = max(self._not_before, now - BURST * self._gap) + self._gap
         return True
 
     def add(self, flow: Flow | None, *parties: bytes) -> None:
         """Enter a flow that has just been made, or an attempt at one that failed (``None``)."""
         self._enter((self._loop.now, flow, parties))
-
-    def _crowded(self) -> bool:
-        """Whether half of the places are taken, and the others are given out slowly."""
-        return 2 * len(self._entries) > self._limit
 
     def _fits(self, parties: tuple[bytes, ...]) -> bool:
         """Whether there is a place that ``parties`` may have."""
@@ -130,12 +131,6 @@ class Pending:
         if flow is not None and flow.answered:
             return True
         return (flow is None or flow.index < 0) and since + GRACE <= self._loop.now
-
-    def _settle_front(self) -> None:
-        """Drop what is over, as far as it is in front."""
-        entries = self._entries
-        while entries and self._over(entries[0]):
-            self._forget(entries.popleft())
 
     def _give_up_oldest(self) -> bool:
         """Have the oldest flow make room; False if none has had its time."""
