@@ -14,7 +14,11 @@ PROGRAMS := ip ping ps iperf3 socat curl nginx dnsmasq redis-benchmark dig ncat 
 	setpriv strace dhclient dhcpcd udhcpc rdisc6 ndisc6 apparmor_parser checkmodule \
 	semodule_package m4
 
-.PHONY: shell check lint test unit system tools bytecode clean
+# For `make fuzz`: seconds for each harness, and which, by default all.
+SECONDS ?= 60
+NAMES   ?=
+
+.PHONY: shell check lint test unit system fuzz tools bytecode clean
 
 shell: $(VENV)/.runtime
 	@$(BIN)/pasta --config-net $(if $(CMD),-- sh -c '$(subst ','\'',$(CMD))')
@@ -45,6 +49,12 @@ system: $(VENV)/.dev
 # headers of a kernel (on Debian: python3-bpfcc linux-headers-amd64).
 bytecode: $(BIN)/python
 	$(BIN)/python -m passt.kernel.ebpf.bytecode
+
+# Hostile input, other each time: docs/fuzzing.md. With atheris where there is a build of it.
+fuzz: $(VENV)/.dev
+	-@$(BIN)/python -m pip install -q --disable-pip-version-check '.[fuzz]'
+	$(BIN)/python -m tests.fuzz run $(NAMES) --seconds $(SECONDS)
+	test -n "$(NAMES)" || FUZZ_LOOP=$(SECONDS) $(BIN)/python -m pytest -q -s tests/system/test_fuzz_loop.py
 
 # Installed when root; otherwise what is missing is named, and its tests say so themselves.
 tools:
@@ -90,4 +100,4 @@ $(VENV)/.dev: $(VENV)/.runtime
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .fuzz build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
