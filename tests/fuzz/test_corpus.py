@@ -48,6 +48,7 @@ def test_frames_are_what_scapy_sees(monkeypatch: pytest.MonkeyPatch) -> None:
 
     One frame of each kind and size that the stack sends while its corpus is replayed.
     """
+    from scapy.layers import dhcp, dhcp6, inet6  # noqa: F401 - known by being imported
     from scapy.layers.l2 import Ether
     from scapy.packet import Raw
 
@@ -73,7 +74,8 @@ def test_frames_are_what_scapy_sees(monkeypatch: pytest.MonkeyPatch) -> None:
         assert bytes(packet) == frame
         rebuilt = packet.copy()
         layer = rebuilt
-        while layer and not isinstance(layer, Raw):
+        # Down to what an error quotes, which need not be complete.
+        while layer and not isinstance(layer, Raw) and " in ICMP" not in layer.name:
             for field in ("chksum", "cksum", "len", "plen"):
                 if field in layer.fields and not (field == "chksum" and layer.name == "UDP"):
                     layer.delfieldval(field)
