@@ -110,8 +110,8 @@ def test_upload_beside_syns_to_closed_ports(
     with flooded(pasta, version, "syn", net.REMOTE[version], 20000):
         beside = upload.rate(2.0)
         assert pasta.descriptors() < FEW + 1400
-    # Some 60% on an idle machine; less than 1% with a socket for each SYN.
-    assert beside > alone / 40, f"{alone / 1e6:.0f} MB/s alone, {beside / 1e6:.0f} MB/s"
+    # Some 60% on an idle machine; half a per cent at most with a socket for each SYN.
+    assert beside > alone / 80, f"{alone / 1e6:.0f} MB/s alone, {beside / 1e6:.0f} MB/s"
 
 
 @pytest.mark.parametrize("kind", ["syn", "spoof"])
