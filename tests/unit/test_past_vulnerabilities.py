@@ -344,7 +344,9 @@ def test_impossible_peers_of_inbound_connections(address: bytes, port: int) -> N
     """Port 0, and sources that are not unicast: reset, and the guest never hears of it."""
     with World() as world:
         assert world.tcp is not None
-        ours, theirs = socket.socketpair()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            theirs = socket.create_connection(listener.getsockname())
+            ours, _ = listener.accept()
         rule = Rule(socket.IPPROTO_TCP, 8000, 8000, 80)
         assert world.tcp.accepted(ours, (address, port), rule, 8000)
         assert ours.fileno() < 0, "not closed"
