@@ -18,6 +18,9 @@ PROGRAMS := ip ping ps iperf3 socat curl nginx dnsmasq redis-benchmark dig ncat 
 SECONDS ?= 60
 NAMES   ?=
 
+# What compiles the program for the kernel: its tests are skipped where these do not exist.
+COMPILER := python3-bpfcc linux-headers-$$(dpkg --print-architecture)
+
 .PHONY: shell check lint test unit system fuzz tools bytecode clean
 
 shell: $(VENV)/.runtime
@@ -63,7 +66,9 @@ tools:
 	done; \
 	test -z "$$missing" || if test "$$(id -u)" = 0 && command -v apt-get >/dev/null; then \
 		apt-get update -q && DEBIAN_FRONTEND=noninteractive \
-		apt-get install -y -q --no-install-recommends $(PACKAGES); \
+		apt-get install -y -q --no-install-recommends $(PACKAGES) && { \
+			apt-get install -y -q --no-install-recommends $(COMPILER) || \
+			echo "No bcc: the shipped bytecode is not compared with its source" >&2; }; \
 	else \
 		echo "Missing for the system tests:$$missing" >&2; \
 		echo "On Debian or Ubuntu: apt-get install $(PACKAGES)" >&2; exit 1; \

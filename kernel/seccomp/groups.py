@@ -227,7 +227,8 @@ ACCELERATION = Group(
     Call(
         "setsockopt",
         "the receive buffer keeps one size meanwhile; a socket is deaf while it leaves",
-        "SOL_SOCKET: SO_RCVBUF, SO_BUF_LOCK, SO_ATTACH_BPF, SO_DETACH_BPF",
+        "SOL_SOCKET: SO_RCVBUF, SO_BUF_LOCK, SO_ATTACH_BPF, SO_DETACH_BPF; IPPROTO_TCP: "
+        "TCP_WINDOW_CLAMP",
         (
             (
                 Argument(1, (socket.SOL_SOCKET,)),
@@ -240,6 +241,10 @@ ACCELERATION = Group(
                         sockopt.SO_DETACH_BPF,
                     ),
                 ),
+            ),
+            (
+                Argument(1, (socket.IPPROTO_TCP,)),
+                Argument(2, (socket.TCP_WINDOW_CLAMP,)),
             ),
         ),
     ),

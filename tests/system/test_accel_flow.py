@@ -33,6 +33,7 @@ from passt.userspace.splice.pool import TCP_OPTIONS
 pytestmark = pytest.mark.system
 
 MIB = 1 << 20
+SO_RCVBUFFORCE = 33
 ENDPOINTS = (HOST, b"\x7f\0\0\1", 1, b"\x7f\0\0\1", 2)
 
 
@@ -247,6 +248,27 @@ def test_unread_data_are_bounded_with_us(rig: Rig) -> None:
     done = []
     rig.during(lambda: done.append(drain(server, total)))
     assert done == [digest]
+
+
+def test_bulk_is_not_moved_by_hand(rig: Rig) -> None:
+    """Most of it either goes by the kernel alone, or in the usual way."""
+    client, server, flow = rig.fast()
+    assert flow.fast is not None
+    lane = flow.fast.lanes[0]
+    amount = 256 * MIB
+    done: list[str] = []
+    rig.during(lambda: client.sendall(bytes(amount)), lambda: done.append(drain(server, amount)))
+    assert done == [hashlib.sha256(bytes(amount)).hexdigest()]
+    assert lane.sent < amount // 4
+
+
+def test_grown_buffers_are_not_kept(rig: Rig) -> None:
+    """Who has had bulk is spliced for good: all of that could become ours to keep."""
+    _, _, flow = rig.connect()
+    for end in (flow.client, flow.server):
+        end.sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 4 * MIB)
+    rig.until(lambda: rig.accelerator.refused == 1, "attempt")
+    assert flow.fast is None
 
 
 def test_small_packets_are_bounded_without_us(rig: Rig) -> None:

@@ -32,7 +32,7 @@ MIB = 1 << 20
 SYN_SENT = "02"
 
 #: Each way, and each IP version, once.
-crosswise = pytest.mark.paths(("splice-in", 4), ("splice-out", 6))
+crosswise = pytest.mark.paths(("splice-in", 4), ("splice-out", 6), ("fast-in", 4), ("fast-out", 6))
 
 
 @pytest.fixture

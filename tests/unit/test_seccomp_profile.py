@@ -179,6 +179,28 @@ def test_lookup_is_of_one_directory(machine: Machine) -> None:
     assert answer(machine, "newfstatat", 9) == KILL_PROCESS
 
 
+@EVERYWHERE
+def test_acceleration_adds_elements_of_maps_and_options(machine: Machine) -> None:
+    """To what was allowed; and only where it is in force."""
+    code = program(machine, profile("pasta", accelerated=True))
+    level = socket.SOL_SOCKET
+
+    def accelerated(name: str, *arguments: int) -> int:
+        return run(code, machine, NUMBERS[name][machine.column] or 0, arguments)
+
+    for command in range(40):
+        wanted = ALLOW if command in (2, 3) else KILL_PROCESS  # BPF_MAP_UPDATE_ELEM, …DELETE…
+        assert accelerated("bpf", command) == wanted
+        assert answer(machine, "bpf", command) == KILL_PROCESS
+    for option in (socket.SO_RCVBUF, 72, 50, 27):  # SO_BUF_LOCK, SO_ATTACH_BPF, SO_DETACH_BPF
+        assert accelerated("setsockopt", 5, level, option) == ALLOW
+        assert answer(machine, "setsockopt", 5, level, option) == KILL_PROCESS
+        assert accelerated("setsockopt", 5, socket.IPPROTO_TCP, option) == KILL_PROCESS
+    assert accelerated("setsockopt", 5, socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP) == ALLOW
+    for option, wanted in ((socket.SO_LINGER, ALLOW), (26, KILL_PROCESS), (36, KILL_PROCESS)):
+        assert accelerated("setsockopt", 5, level, option) == wanted
+
+
 def test_committed_page_is_up_to_date() -> None:
     assert PAGE.read_text(encoding="utf-8") == document.document(), (
         "run: python -m passt.kernel.seccomp.document docs/seccomp.md"

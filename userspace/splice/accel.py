@@ -3,8 +3,9 @@
 **Who.**  A connection that lives for a moment, :data:`PROBATION`, is worth it if it carries
 messages rather than bulk: entering and leaving takes some fifty system calls, and short
 connections should not pay for what they do not use.  Bulk goes no faster through the kernel
-alone, see docs/acceleration.md, so who is in the middle of some is asked again later.
-Connections leave (:mod:`.fast`) when one of their directions ends, or is not read.
+alone, see docs/acceleration.md, so who is in the middle of some is asked again later, and who
+uses up credit again and again at high speed leaves.  Connections also leave (:mod:`.fast`) when
+one of their directions ends, or is not read.
 
 **Credit.**  Each direction begins with :data:`FIRST_CREDIT` and gets twice as much whenever it
 has used that up, to at most ``--accel-credit``.  All credits together are at most
@@ -23,7 +24,7 @@ from passt.syscalls.sockopt import linger_not
 from passt.syscalls.tcpinfo import inq
 from passt.userspace import log
 from passt.userspace.loop import EPOLLIN
-from passt.userspace.splice.fast import FastFlow, Lane
+from passt.userspace.splice.fast import FastFlow, Lane, receive_buffer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
 PROBATION = 0.02
 #: Seconds until one that was busy is looked at again, at first and at most.
 BUSY, VERY_BUSY = 0.005, 5.12
+
+#: Bytes of a receive buffer that has grown for bulk.  All of it may be ours to keep when a
+#: connection leaves, so those that have one are spliced for good.
+LARGE_BUFFER = 1 << 20
 
 #: Bytes of credit of a direction: at first, and at least.
 FIRST_CREDIT = 1 << 18
@@ -102,8 +107,8 @@ class Accelerator:
         self._tries = 0
         #: Bytes that the kernel has forwarded for connections that are not here any more.
         self._finished = 0
-        #: Connections on the fast path now; ever; not, for want of slots or credit; and those
-        #: that went back while they lived.
+        #: Connections on the fast path now; ever; not, for want of slots or credit, or because
+        #: their buffers are too large; and those that went back while they lived.
         self.active = 0
         self.entered = 0
         self.refused = 0
@@ -160,7 +165,11 @@ class Accelerator:
             if flow.connecting or _busy(flow):
                 self._later(flow, pause)
                 return
-            if not self._free or not self._afford(2 * FIRST_CREDIT):
+            if (
+                any(receive_buffer(end.sock) > LARGE_BUFFER for end in (flow.client, flow.server))
+                or not self._free
+                or not self._afford(2 * FIRST_CREDIT)
+            ):
                 self.refused += 1
                 return
             self._enter(flow)
@@ -225,6 +234,9 @@ class Accelerator:
             if lane is None or lane.fast.leaving or not lane.unread():
                 continue
             self.exhausted += 1
+            if lane.rings_for_bulk(self._loop.now):
+                lane.fast.leave("bulk")
+                continue
             more = min(lane.credit, self._credit - lane.credit)
             if more > 0 and self._afford(more):
                 lane.credit += more
@@ -277,6 +289,10 @@ class Accelerator:
         if not self._retrying:
             self._retrying = True
             self._loop.again(self._on_retry)
+
+    def hurry(self) -> None:
+        """Somebody gets on: do not wait longer each time."""
+        self._tries = 0
 
     def _on_retry(self) -> None:
         waiting = self._retries

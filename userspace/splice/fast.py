@@ -66,12 +66,24 @@ PACKET_COST = 1024
 #: Bytes of payload that a socket on the fast path may receive unread; the kernel takes twice as
 #: much for it, or as net.core.rmem_max allows.
 RECEIVE_BUFFER = 1 << 18
+#: This many bells in a row, with so many bytes per second from one to the next, are bulk; bells are
+#: not taken to be closer to each other than this, in seconds.
+BULK_BELLS = 3
+BULK_RATE = 50e6
+SHORTEST = 0.001
 #: Peeks in a row.
 TURNS = 4
 
-#: What :meth:`Lane.catch_up` has come to: all is forwarded; the kernel is not done yet; the sink
-#: does not take more; there is an end of file; the connection is no more.
-DONE, WAIT, BLOCKED, ENDED, GONE = range(5)
+#: Attempts to catch up in a row that end with more to move: then the sender is faster than that.
+MOST_BEHIND = 4
+
+#: What :meth:`Lane.catch_up` has come to: all is forwarded; the kernel is not done yet; much was
+#: moved, and there is more; the sink does not take more; there is an end of file; the connection
+#: is no more.
+DONE, WAIT, MORE, BLOCKED, ENDED, GONE = range(6)
+
+#: Why connections leave, by that.
+_REASONS = {MORE: "bulk", BLOCKED: "the sink is full", ENDED: "an end"}
 
 _RCVBUF_LOCK = 2
 _MSG_PEEK = int(socket.MSG_PEEK)
@@ -88,6 +100,8 @@ class Lane:
     __slots__ = (
         "at",
         "base",
+        "behind",
+        "bells",
         "credit",
         "end",
         "fast",
@@ -96,6 +110,8 @@ class Lane:
         "marked_packets",
         "marked_target",
         "quiet",
+        "rung_at",
+        "rung_bytes",
         "seen",
         "sent",
         "sink",
@@ -126,6 +142,12 @@ class Lane:
         #: Redirected bytes when last looked at, and how often there was nothing new.
         self.seen = self.start
         self.quiet = 0
+        #: The last bell, bytes redirected by then, and how many in a row were for bulk.
+        self.rung_at = 0.0
+        self.rung_bytes = 0
+        self.bells = 0
+        #: Times in a row that there was more to move by hand.
+        self.behind = 0
         #: Taken from the source on the way back; and that this is over.
         self.kept: list[bytes] = []
         self.gone = False
@@ -187,6 +209,17 @@ class Lane:
         packets = maps.grants[self.at + GRANT_PACKETS] - maps.counts[self.at + PACKETS]
         return 1 - min(left, packets * PACKET_COST) / self.credit
 
+    def rings_for_bulk(self, now: float) -> bool:
+        """Whether the direction uses up its credit so often and fast that this is bulk.
+
+        To be called for each bell, with the time.
+        """
+        redirected = self.redirected()
+        fast = redirected - self.rung_bytes > BULK_RATE * max(now - self.rung_at, SHORTEST)
+        self.bells = self.bells + 1 if fast else 0
+        self.rung_at, self.rung_bytes = now, redirected
+        return self.bells >= BULK_BELLS
+
     def stop(self) -> None:
         """Have everything passed from now on."""
         self.fast.accelerator.maps.grants[self.at + GRANT_BYTES] = 0
@@ -197,7 +230,7 @@ class Lane:
         return maps.counts[self.at + PASSED] - maps.grants[self.at + CONSUMED]
 
     def catch_up(self) -> int:
-        """Move what was passed; the result is one of DONE to GONE."""
+        """Move what was passed; the result is one of DONE … GONE."""
         grants = self.fast.accelerator.maps.grants
         source, sink = self.source, self.sink
         try:
@@ -231,7 +264,7 @@ class Lane:
         except OSError as error:
             self.fast.flow.reset(error.strerror)
             return GONE
-        return WAIT
+        return MORE
 
     def again(self) -> bool:
         """Try once more to catch up; False if there is nothing to wait for any more."""
@@ -323,9 +356,15 @@ class FastFlow:
     def serve(self, lane: Lane) -> bool:
         """Move what was passed on ``lane``; whether to try again later, for the rest."""
         outcome = lane.catch_up()
-        if outcome in (BLOCKED, ENDED):
-            self.leave("the sink is full" if outcome == BLOCKED else "an end")
-        return outcome == WAIT
+        if outcome == WAIT:
+            return True
+        lane.behind = lane.behind + 1 if outcome == MORE else 0
+        if outcome == MORE and lane.behind < MOST_BEHIND:
+            self.accelerator.hurry()
+            return True
+        if outcome in _REASONS:
+            self.leave(_REASONS[outcome])
+        return False
 
     def leave(self, why: str) -> None:
         """Begin to go back to the usual way."""
@@ -377,14 +416,21 @@ class FastFlow:
         self.accelerator.left(self)
 
 
+def receive_buffer(sock: socket.socket) -> int:
+    """How much memory, in bytes, ``sock`` may use for data that are not read."""
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+
+
 def _fix_receive_buffer(sock: socket.socket) -> None:
     """Have the receive buffer stay as it is, at a size that will do.
 
     What is passed waits there, and will be ours to keep.  It must hold several segments, as the
     window would close with less than one free, and those of loopback have 64 KiB.
     """
-    if sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) < 2 * RECEIVE_BUFFER:
+    if receive_buffer(sock) < 2 * RECEIVE_BUFFER:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+        # The window has a limit of its own, which goes with automatic growth only.
+        sock.setsockopt(_IPPROTO_TCP, socket.TCP_WINDOW_CLAMP, RECEIVE_BUFFER)
     else:
         sock.setsockopt(socket.SOL_SOCKET, SO_BUF_LOCK, _RCVBUF_LOCK)
 
