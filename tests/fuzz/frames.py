@@ -196,8 +196,14 @@ def mutate(frame: bytes, rnd: Random) -> bytes:
 
 
 def fix_lengths(frame: bytearray) -> None:
-    """Make the lengths in the IP header those of the frame, which may be anything."""
+    """Make the lengths in IP and UDP headers those of the frame, which may be anything."""
     if len(frame) >= 34 and frame[12:14] == b"\x08\x00":
         frame[16:18] = min(len(frame) - 14, 65535).to_bytes(2, "big")
+        udp = 34 if frame[14] == 0x45 and frame[23] == 17 else len(frame)
     elif len(frame) >= 54 and frame[12:14] == b"\x86\xdd":
         frame[18:20] = min(len(frame) - 54, 65535).to_bytes(2, "big")
+        udp = 54 if frame[20] == 17 else len(frame)
+    else:
+        return
+    if len(frame) >= udp + 8:
+        frame[udp + 4 : udp + 6] = min(len(frame) - udp, 65535).to_bytes(2, "big")

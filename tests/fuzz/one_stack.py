@@ -33,6 +33,7 @@ def one(data: bytes) -> None:
         debug=bool(first & 8),
         memory=150000 if first >> 4 == 15 else 0,
         splices=first >> 4 in (13, 14),
+        tap=first >> 4 in (3, 11, 15),
         tweak=_TWEAKS[first >> 4],
     ) as world:
         execute(world, program.decode(data[1:], len(OPERATIONS)))
@@ -101,6 +102,8 @@ def seeds() -> Iterator[tuple[str, bytes]]:
     """Conversations, and each kind of frame by itself."""
     for name, steps in conversations.all_of_them():
         yield name, b"\0" + program.encode(steps)
+        if name in ("upload4", "download6", "datagrams4", "called6"):
+            yield f"tap-{name}", b"\x30" + program.encode(steps)
     singles = list(frames.samples().values())
     yield "all", b"\0" + program.encode((NUMBERS["frame"], frame) for frame in singles)
     for version in (4, 6):

@@ -1,7 +1,7 @@
 """The real stack with the real translators, between a guest made of bytes and sinks.
 
-Everything of the product is there but the tap device (a link that records) and the far ends
-(:mod:`tests.fuzz.confined`).  Time is the harness's own.  What must hold whatever happens is
+Everything of the product is there but the tap device, for which there is a link that records, or
+the real one over a socket, and the far ends (:mod:`tests.fuzz.confined`).  Time is the harness's own.  What must hold whatever happens is
 checked as it happens:
 
 * a frame of the guest is passed on, answered, or dropped and *counted*, and it is dropped if
@@ -36,6 +36,7 @@ from passt.userspace.flow.nat import Nat
 from passt.userspace.flow.table import Flow, FlowTable
 from passt.userspace.icmp import Icmp
 from passt.userspace.icmp.flow import EchoFlow
+from passt.userspace.loop import EPOLLIN
 from passt.userspace.services.services import Services
 from passt.userspace.stack import Stack
 from passt.userspace.tcp.context import Context
@@ -49,7 +50,7 @@ from tests.fuzz import oracle
 from tests.fuzz.confined import Net, abandon
 from tests.fuzz.invariants import check_frame, check_tcp, is_service
 from tests.fuzz.journal import Journal
-from tests.fuzz.standins import Epoch, Maker, Peer, WorldLoop
+from tests.fuzz.standins import Epoch, Maker, Peer, SocketTap, WorldLoop
 from tests.unit import fakes
 from tests.unit.tcp_kit import FEATURES
 
@@ -76,6 +77,7 @@ class World:
         debug: bool = False,
         memory: int = 0,
         splices: bool = False,
+        tap: bool = False,
         tweak: Callable[[Config], None] | None = None,
     ) -> None:
         global _net
@@ -87,8 +89,12 @@ class World:
         self._journal = Journal(debug=debug)
         self.time = 1000.0
         self.loop = WorldLoop(lambda: self.time, self.net)
-        self.link = fakes.FakeLink(gso_udp=gso)
-        self.link.gso_tcp4 = self.link.gso_tcp6 = gso
+        self.link: fakes.FakeLink | SocketTap
+        if tap:
+            self.link = SocketTap(gso=gso)
+        else:
+            self.link = fakes.FakeLink(gso_udp=gso)
+            self.link.gso_tcp4 = self.link.gso_tcp6 = gso
         self.config = fakes.config()
         self.config.mtu = mtu
         if tweak is not None:
@@ -117,6 +123,7 @@ class World:
         self.stack = Stack(
             self.config, self.nat, self.link, self.tcp, self.udp, self.icmp, services
         )
+        self.link.receiver = self._receive
         #: By the key of its flow, whoever had it.
         self.peers: dict[bytes, list[Peer]] = {}
         self._count = 0
@@ -153,6 +160,9 @@ class World:
             sock.close()
         self.loop._epoll.close()
         self.net.clear()
+        if isinstance(self.link, SocketTap):
+            self.drain()
+            self.link.close()
         if not check:
             return
         self.drain()
@@ -185,8 +195,24 @@ class World:
     # The guest.
 
     def feed(self, frame: bytes, gso_size: int = 0) -> None:
-        """One frame from the guest, in a buffer that changes once it may."""
+        """One frame from the guest: by the tap, or in a buffer that changes once it may."""
+        link = self.link
+        if isinstance(link, SocketTap):
+            while not link.inject(frame, gso_size):
+                link.on_event(EPOLLIN)
+            return
         buf = memoryview(bytearray(10) + frame + b"\x5a" * 70)
+        link.rx_gso_size = gso_size
+        held = self._receive(buf, 10, 10 + len(frame))
+        link.rx_gso_size = 0
+        if held:
+            self._held.append(buf)
+        else:
+            buf[:] = b"\xa5" * len(buf)
+
+    def _receive(self, buf: memoryview, off: int, end: int) -> object:
+        """Have the stack receive a frame, and see what it does with it."""
+        frame = bytes(buf[off:end])
         expected = oracle.incoming(frame)
         if len(frame) >= 14:
             self._sources.add(frame[6:12])
@@ -194,13 +220,7 @@ class World:
         sent = len(self.link.sent) + self.link.tx_dropped
         observed = self._observed()
         known = expected is not None and self._flow_of(expected) is not None
-        self.link.rx_gso_size = gso_size
-        held = self.stack.receive(buf, 10, 10 + len(frame))
-        self.link.rx_gso_size = 0
-        if held:
-            self._held.append(buf)
-        else:
-            buf[:] = b"\xa5" * len(buf)
+        held = self.stack.receive(buf, off, end)
         dropped = sum(drops.counts) - dropped
         answered = len(self.link.sent) + self.link.tx_dropped - sent
         assert dropped <= 1, "counted twice"
@@ -220,6 +240,7 @@ class World:
             known = known or self._flow_of(expected) is not None
             assert known or answered, f"neither passed on nor answered nor counted: {expected}"
         self.drain()
+        return held
 
     def _enabled(self, packet: oracle.Incoming) -> bool:
         """Whether the configuration has a use for ``packet``."""
@@ -268,6 +289,9 @@ class World:
 
     def end_batch(self) -> None:
         """The link read what there was."""
+        if isinstance(self.link, SocketTap):
+            while self.link.waiting():
+                self.link.on_event(EPOLLIN)
         self.link.batch_end()
         for buf in self._held:
             buf[:] = b"\xa5" * len(buf)
