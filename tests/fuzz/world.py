@@ -1,8 +1,8 @@
 """The real stack with the real translators, between a guest made of bytes and sinks.
 
 Everything of the product is there but the tap device, for which there is a link that records, or
-the real one over a socket, and the far ends (:mod:`tests.fuzz.confined`).  Time is the harness's own.  What must hold whatever happens is
-checked as it happens:
+the real one over a socket, and the far ends (:mod:`tests.fuzz.confined`).  Time is the harness's
+own.  What must hold whatever happens is checked as it happens:
 
 * a frame of the guest is passed on, answered, or dropped and *counted*, and it is dropped if
   and only if the second decoder says so;
