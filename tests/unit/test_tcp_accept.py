@@ -8,6 +8,7 @@ import struct
 
 import pytest
 
+from passt.userspace import log
 from passt.userspace.config.model import Config
 from passt.userspace.flow.rules import Rule
 from passt.userspace.wire.tcp_options import syn_options
@@ -166,6 +167,29 @@ def test_source_that_the_guest_cannot_be_shown() -> None:
         assert was_reset(peer)
         assert host.table.count == 0
         assert host.take() == []
+
+
+def test_connection_whose_own_address_the_kernel_does_not_tell(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is refused all the same, and the main loop does not hear of it."""
+    said: list[str] = []
+    monkeypatch.setattr(log, "limited", lambda _key, _level, msg, *args: said.append(msg % args))
+
+    class Nameless(socket.socket):
+        __slots__ = ()
+
+        def getsockname(self):  # type: ignore[no-untyped-def]
+            raise OSError(errno.ENOBUFS, "No buffer space available")
+
+    with Host() as host:
+        near, far = socket.socketpair()
+        sock = Nameless(fileno=near.detach())
+        rule = Rule(socket.IPPROTO_TCP, 7, 7, 80)
+        assert host.tcp.accepted(sock, (bytes((224, 0, 0, 1)), 5), rule, 7)
+        assert sock.fileno() < 0
+        assert said == ["No rules to forward HOST TCP [224.0.0.1]:5 -> [0.0.0.0]:0"]
+        far.close()
 
 
 def test_full_table_pauses_the_listener() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import socket
 
-from passt.userspace.flow.nat import unmap
+from passt.userspace.flow.nat import UNSPECIFIED4, unmap
 
 _MAPPED = "::ffff:"
 _inet_aton = socket.inet_aton
@@ -37,8 +37,14 @@ def accept(listener: socket.socket, family: int) -> tuple[socket.socket, bytes, 
 
 
 def local_name(sock: socket.socket) -> tuple[bytes, int]:
-    """Our packed address (IPv4 if v4-mapped) and port of a connection."""
-    host, port, *_ = sock.getsockname()
+    """Our packed address (IPv4 if v4-mapped) and port of a connection.
+
+    0.0.0.0 and 0 if the kernel does not tell (getsockname(2), ENOBUFS): that is nobody's.
+    """
+    try:
+        host, port, *_ = sock.getsockname()
+    except OSError:
+        return UNSPECIFIED4, 0
     if ":" in host:
         return unmap(socket.inet_pton(socket.AF_INET6, host.partition("%")[0])), port
     return _inet_aton(host), port
