@@ -21,6 +21,10 @@ The namespace asked about is that in which the socket was made, whoever uses it.
 privilege is needed.  Kernels without this interface, or containers that filter it, answer
 with an error, and then there is proc_pid_net(5).
 
+In that namespace somebody else may be root, and root may send netlink messages to any port,
+answers that never end among them.  So the socket is connected to the kernel, whereupon nobody
+else can reach it, and an answer has a limit.
+
 Source: sock_diag(7), netlink(7), linux/inet_diag.h.
 """
 
@@ -56,6 +60,9 @@ _MIN_MESSAGE = 24
 #: More than the kernel puts into one datagram of an answer.
 _BUFFER = 1 << 16
 
+#: Bytes of an answer: twice what a listening socket on each port makes.
+_LIMIT = 16 << 20
+
 #: How to make the socket that :class:`SocketDiag` needs.
 SPEC = SocketSpec(
     socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, protocol=_NETLINK_SOCK_DIAG
@@ -63,11 +70,20 @@ SPEC = SocketSpec(
 
 
 class SocketDiag:
-    """Asks over ``sock``, made according to :data:`SPEC`, which is ours from here on."""
+    """Asks over ``sock``, made according to :data:`SPEC`, which is ours from here on.
+
+    OSError if it cannot be connected; it is closed then.
+    """
 
     __slots__ = ("_answers", "_sock")
 
     def __init__(self, sock: socket.socket) -> None:
+        try:
+            # What was sent before this is dropped ahead of the first question.
+            sock.connect((0, 0))
+        except OSError:
+            sock.close()
+            raise
         self._sock = sock
         #: The last answer to each question, and what came of it.
         self._answers: dict[tuple[int, int, int], tuple[list[bytes], frozenset[int]]] = {}
@@ -101,10 +117,14 @@ class SocketDiag:
             )
         )
         chunks = []
+        left = _LIMIT
         while True:
             chunk = sock.recv(_BUFFER)
+            left -= len(chunk)
             if len(chunk) < _END.size:
                 raise _nonsense()
+            if left < 0:
+                raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
             kind = _END.unpack_from(chunk)[1]
             if kind == _NLMSG_ERROR:
                 raise _failure(chunk, 0)
@@ -131,6 +151,8 @@ class SocketDiag:
 
 def _ports_in(chunk: bytes) -> Iterable[int]:
     """Local ports in one datagram of messages; OSError if it is none."""
+    if len(chunk) < _MIN_MESSAGE:
+        raise _nonsense()
     stride, *_ = _HEADER.unpack_from(chunk)
     if stride >= _MIN_MESSAGE and len(chunk) % stride == 0:
         # Length and type of all messages, by column.

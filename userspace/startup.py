@@ -429,4 +429,7 @@ def _is_link_local(addr: bytes | None) -> bool:
 def _diag(make: Make) -> SocketDiag | None:
     """Means to ask the kernel about sockets where ``make`` makes some, if it has them."""
     sock = make([SPEC])[0]
-    return None if isinstance(sock, OSError) else SocketDiag(sock)
+    try:
+        return None if isinstance(sock, OSError) else SocketDiag(sock)
+    except OSError:
+        return None

@@ -3,8 +3,10 @@
 Theory of operation
 -------------------
 Every request carries its own sequence number, and an answer with another one is dropped: it
-belongs to a request that was given up.  So is whatever does not come from the kernel (port 0),
-for in a namespace whose root is somebody else, that root may send to our port.
+belongs to a request that was given up.  In a namespace whose root is somebody else, that root may
+send to our port, and so keep us waiting for the kernel for ever: therefore the socket is
+connected to the kernel (port 0), which nobody else's messages get past.  Those that came in the
+instant before are dropped.
 
 *Dump*: the answer is many messages in many datagrams, ended by NLMSG_DONE, which may sit in the
 last datagram with data or in one of its own, and carries an error number.  If the table changed
@@ -56,7 +58,7 @@ class RouteSocket:
     __slots__ = ("_buffer", "_sequence", "_socket")
 
     def __init__(self) -> None:
-        """Open and bind; OSError as socket(2)."""
+        """Open and connect to the kernel; OSError as socket(2)."""
         sock = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, uapi.NETLINK_ROUTE
         )
@@ -68,7 +70,7 @@ class RouteSocket:
                 pass
         # The kernel answers at once or never: rather fail than hang in a start-up.
         sock.settimeout(_TIMEOUT_SECONDS)
-        sock.bind((0, 0))
+        sock.connect((0, 0))
         self._socket = sock
         self._sequence = 0
         self._buffer = bytearray(_BUFFER_SIZE)

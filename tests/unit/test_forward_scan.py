@@ -225,6 +225,9 @@ class FakeNetlink:
         self.queue: list[bytes] = []
         self.closed = False
 
+    def connect(self, address: tuple[int, int]) -> None:
+        assert address == (0, 0), "the kernel"
+
     def send(self, request: bytes) -> int:
         assert len(request) == 72
         self.queue += self.answers.pop(0)
@@ -282,6 +285,7 @@ def test_the_same_answer_is_the_same_set() -> None:
         [],
         [b""],
         [b"x" * 10],
+        [b"x" * 5 + end()],
         [bytes(64), end()],
         [message(22)[:-1] + end()],
         [message(22)],
@@ -297,7 +301,12 @@ def test_strange_answers_are_errors(answer: list[bytes]) -> None:
         asked(answer).ports(2, 6, 10)
 
 
-@given(st.lists(st.binary(max_size=200), max_size=3))
+def test_answer_without_end_is_an_error() -> None:
+    with pytest.raises(OSError, match="Message too long"):
+        asked([message(22) * 800] * 1000).ports(2, 6, 10)
+
+
+@given(st.lists(st.binary(max_size=60).map(lambda some: some + end()) | st.binary(max_size=200)))
 def test_any_answer_is_an_error_or_a_set(answer: list[bytes]) -> None:
     try:
         ports = asked(answer).ports(2, 6, 10)
