@@ -21,6 +21,7 @@ from types import ModuleType
 #: Names of the harnesses, which are those of their modules after ``one_``.
 NAMES = (
     "wire",
+    "membership",
     "stack",
     "tcp",
     "reports",
