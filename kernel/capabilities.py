@@ -29,7 +29,8 @@ from passt.syscalls import caps
 
 #: EARLY: identity switches (SETUID, SETGID), user maps (SETFCAP: mapping 0 to 0, Linux 5.12),
 #: other processes' namespaces (SYS_PTRACE), sockets and files in other users' directories
-#: (DAC_OVERRIDE), low ports, namespaces and mounts; SETPCAP to empty the bounding set.
+#: (DAC_OVERRIDE), low ports, namespaces and mounts; SETPCAP to empty the bounding set; programs
+#: for the kernel (BPF), for acceleration.
 EARLY = caps.mask(
     caps.CAP_DAC_OVERRIDE,
     caps.CAP_SETGID,
@@ -41,6 +42,7 @@ EARLY = caps.mask(
     caps.CAP_SYS_PTRACE,
     caps.CAP_SYS_ADMIN,
     caps.CAP_SETFCAP,
+    caps.CAP_BPF,
 )
 SETUP = caps.mask(
     caps.CAP_SETPCAP, caps.CAP_NET_BIND_SERVICE, caps.CAP_NET_ADMIN, caps.CAP_SYS_ADMIN

@@ -232,7 +232,7 @@ def prog_load(
     words = ctypes.create_string_buffer(licence.encode("ascii"))
 
     def attr(log: int, size: int) -> bytes:
-        record = bytearray(152 if token >= 0 else 72)
+        record = bytearray(148 if token >= 0 else 72)
         struct.pack_into(
             "=IIQQIIQII",
             record,
@@ -250,7 +250,8 @@ def prog_load(
         record[48 : 48 + len(_name(name))] = _name(name)
         struct.pack_into("=I", record, 68, attach_type)
         if token >= 0:
-            struct.pack_into("=i", record, 148, token)
+            # prog_token_fd, behind log_true_size.
+            struct.pack_into("=i", record, 144, token)
         return bytes(record)
 
     try:

@@ -36,7 +36,9 @@ _NAMES = (
 #: In addition with --accel=ebpf.
 _ACCELERATED = (
     "connections forwarded by the kernel",
-    "MiB forwarded by the kernel",
+    "the same, ever",
+    "MiB from clients forwarded by the kernel",
+    "MiB from servers forwarded by the kernel",
     "credits used up",
     "connections returned to splicing",
     "connections not accelerated",
@@ -106,12 +108,15 @@ class Statistics:
         )
         accelerator = self._accelerator
         if accelerator is not None:
+            there, back = accelerator.bytes()
             values += (
                 accelerator.active,
-                accelerator.bytes() >> 20,
+                accelerator.entered,
+                there >> 20,
+                back >> 20,
                 accelerator.exhausted,
-                accelerator.returned,
-                accelerator.refused,
+                sum(accelerator.returns.values()),
+                sum(accelerator.refusals.values()),
             )
         return "".join(f"{value:{_WIDTH}d}" for value in values) + "\n"
 

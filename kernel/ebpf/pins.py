@@ -157,6 +157,17 @@ def take(uid: int) -> MapSet:
     raise NoSetError("all prepared maps are in use")
 
 
+def describe(uid: int) -> str:
+    """What is prepared for the user ``uid``, for people."""
+    base, names = _folder_of(uid)
+    found = [PinnedSet(f"{base}/{name}") for name in names]
+    if not found:
+        return f"none for user {uid}"
+    free = sum(each.current and not each.used for each in found)
+    others = sum(not each.current for each in found)
+    return f"{len(found)} for user {uid}, {free} free, {others} of another version"
+
+
 def _folder_of(uid: int) -> tuple[str, list[str]]:
     """The folder that belongs to ``uid``, and what is in it; empty if there is none.
 

@@ -32,6 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers",
         "paths(*names, versions): ways for the fixture `path`; pairs of name and version, too",
     )
+    config.addinivalue_line("markers", "time_limit(seconds): instead of TIME_LIMIT")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -44,14 +45,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def time_limit() -> Iterator[None]:
+def time_limit(request: pytest.FixtureRequest) -> Iterator[None]:
     """End any test after TIME_LIMIT seconds, as a failure with the stack of what it waits for."""
+    marker = request.node.get_closest_marker("time_limit")
+    limit = int(marker.args[0]) if marker else TIME_LIMIT
 
     def expire(_number: int, _frame: object) -> None:
-        raise AssertionError(f"test took more than {TIME_LIMIT} s")
+        raise AssertionError(f"test took more than {limit} s")
 
     before = signal.signal(signal.SIGALRM, expire)
-    signal.alarm(TIME_LIMIT)
+    signal.alarm(limit)
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)

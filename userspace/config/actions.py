@@ -88,6 +88,14 @@ def show_capabilities(_options: Options, _text: str) -> None:
     raise ImmediateExit('{\n  "type": "net"\n}\n')
 
 
+def show_acceleration(options: Options, _text: str) -> None:
+    """Answer ``--accel-status``: whether the kernel would forward, and why; tries it."""
+    from passt.kernel.ebpf.status import report
+
+    text, available = report(compile_first=options.accel_compile)
+    raise ImmediateExit(text, 0 if available else 1)
+
+
 def show_seccomp(options: Options, _text: str) -> None:
     """Answer ``--print-seccomp``: the system calls that the running program may make."""
     from passt.kernel.seccomp.profile import listing

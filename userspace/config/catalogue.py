@@ -21,6 +21,7 @@ from passt.userspace.config.actions import (
     ra_option,
     remap,
     search,
+    show_acceleration,
     show_capabilities,
     show_help,
     show_seccomp,
@@ -674,6 +675,16 @@ TABLE: tuple[Option, ...] = (
         needs="accel",
         help="With --accel=ebpf, compile the program instead of using the one that is shipped",
         details="This takes bcc and the headers of a kernel, and root.",
+    ),
+    Option(
+        "accel-status",
+        "",
+        "",
+        show_acceleration,
+        modes=PASTA_ONLY,
+        help="Show what --accel=ebpf would give this user on this machine, and why, and exit",
+        details="A line for each condition: the kernel, the three ways to privilege, the program, "
+        "a trial. The exit status is 0 if connections would be accelerated, 1 if not.",
     ),
     Option(
         "ns-ifname",

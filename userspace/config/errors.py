@@ -21,9 +21,13 @@ class UsageError(Exception):
         self.show_usage = show_usage
 
 
-class ImmediateExit(Exception):  # noqa: N818  (not an error: exit status 0)
-    """An option such as ``--version`` was met: write ``text`` on standard output, exit 0."""
+class ImmediateExit(Exception):  # noqa: N818  (not an error)
+    """An option such as ``--version`` was met: write ``text`` on standard output, and exit.
 
-    def __init__(self, text: str) -> None:
+    ``status`` is the exit status; other than 0 if the text is bad news.
+    """
+
+    def __init__(self, text: str, status: int = 0) -> None:
         super().__init__(text)
         self.text = text
+        self.status = status

@@ -109,7 +109,7 @@ def report(outcome: UsageError | ImmediateExit, argv0: str) -> int:
     from passt.userspace.config.errors import UsageError
 
     if not isinstance(outcome, UsageError):
-        return 0 if log.write_fully(1, outcome.text.encode()) else 1
+        return outcome.status if log.write_fully(1, outcome.text.encode()) else 1
     for line in outcome.message.split("\n"):
         log.err(line)
     if outcome.show_usage:

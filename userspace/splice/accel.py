@@ -79,8 +79,8 @@ class Accelerator:
         "entered",
         "exhausted",
         "maps",
-        "refused",
-        "returned",
+        "refusals",
+        "returns",
     )
 
     def __init__(self, loop: Loop, maps: MapSet, credit: int, budget: int) -> None:
@@ -105,21 +105,25 @@ class Accelerator:
         self._retries: dict[Lane | FastFlow, None] = {}
         self._retrying = False
         self._tries = 0
-        #: Bytes that the kernel has forwarded for connections that are not here any more.
-        self._finished = 0
-        #: Connections on the fast path now; ever; not, for want of slots or credit, or because
-        #: their buffers are too large; and those that went back while they lived.
+        #: Bytes that the kernel has forwarded for connections that are not here any more: from
+        #: clients, from servers.
+        self._finished = [0, 0]
+        #: Connections on the fast path: now, and ever.
         self.active = 0
         self.entered = 0
-        self.refused = 0
-        self.returned = 0
+        #: How often connections were not let in, and went back while they lived, by reason.
+        self.refusals: dict[str, int] = {}
+        self.returns: dict[str, int] = {}
         #: How often credit was used up.
         self.exhausted = 0
         loop.add(maps.fileno(), EPOLLIN, self._on_bell)
 
-    def bytes(self) -> int:
-        """Bytes that the kernel has forwarded by itself."""
-        return self._finished + sum(lane.redirected() for lane in self._lanes.values())
+    def bytes(self) -> tuple[int, int]:
+        """Bytes that the kernel has forwarded by itself: from clients, from servers."""
+        sums = list(self._finished)
+        for lane in self._lanes.values():
+            sums[lane.slot & 1] += lane.redirected()
+        return sums[0], sums[1]
 
     def close(self) -> None:
         """The process is about to end: connections without unread data end in good order."""
@@ -133,10 +137,12 @@ class Accelerator:
 
     def summary(self) -> str:
         """The counters, for people."""
+        there, back = self.bytes()
         return (
-            f"{self.entered} connections accelerated, {self.active} now; {self.bytes()} bytes by "
-            f"the kernel; credit used up {self.exhausted} times; {self.returned} returned to "
-            f"splicing, {self.refused} not accelerated"
+            f"{self.entered} connections accelerated, {self.active} now; {there} bytes from "
+            f"clients and {back} from servers by the kernel; credit used up {self.exhausted} "
+            f"times; {_told(self.returns)} returned to splicing; {_told(self.refusals)} not "
+            "accelerated"
         )
 
     # Who.
@@ -165,16 +171,22 @@ class Accelerator:
             if flow.connecting or _busy(flow):
                 self._later(flow, pause)
                 return
-            if (
-                any(receive_buffer(end.sock) > LARGE_BUFFER for end in (flow.client, flow.server))
-                or not self._free
-                or not self._afford(2 * FIRST_CREDIT)
-            ):
-                self.refused += 1
+            objection = self._objection(flow)
+            if objection:
+                _count(self.refusals, objection)
                 return
             self._enter(flow)
         except OSError as error:
+            _count(self.refusals, "error")
             log.limited("accel-enter", log.WARNING, "%s: %s", flow, error.strerror)
+
+    def _objection(self, flow: SplicedTcp) -> str:
+        """Why a connection that is fit to enter may not, empty if it may; OSError."""
+        if any(receive_buffer(end.sock) > LARGE_BUFFER for end in (flow.client, flow.server)):
+            return "large buffer"
+        if not self._free:
+            return "no slot"
+        return "" if self._afford(2 * FIRST_CREDIT) else "no credit"
 
     def _later(self, flow: SplicedTcp, pause: float) -> None:
         following = min(pause * 2, VERY_BUSY)
@@ -203,7 +215,7 @@ class Accelerator:
     def left(self, fast: FastFlow) -> None:
         """A connection is not on the fast path any more."""
         for lane in fast.lanes:
-            self._finished += lane.redirected()
+            self._finished[lane.slot & 1] += lane.redirected()
             self._budget += lane.credit
             del self._lanes[lane.slot]
             self._moving.pop(lane, None)
@@ -211,7 +223,7 @@ class Accelerator:
         self.active -= 1
         flow = fast.flow
         if flow.index >= 0 and fast.leaving:
-            self.returned += 1
+            _count(self.returns, fast.reason)
             self._later(flow, VERY_BUSY)
 
     def _afford(self, size: int) -> bool:
@@ -311,9 +323,28 @@ class Accelerator:
             self._loop.call_at(self._loop.now + pause, self._on_retry)
 
 
+def _count(counts: dict[str, int], what: str) -> None:
+    counts[what] = counts.get(what, 0) + 1
+
+
+def _told(counts: dict[str, int]) -> str:
+    """A sum, and what it consists of: ``3 (2 bulk, 1 end)``."""
+    parts = ", ".join(f"{number} {name}" for name, number in counts.items())
+    return f"{sum(counts.values())} ({parts})" if parts else "0"
+
+
 def _busy(flow: SplicedTcp) -> bool:
     """Whether data are on their way between the two sockets, or about to be; OSError."""
+    return flow.client.bulk or flow.server.bulk or _holds(flow)
+
+
+def _holds(flow: SplicedTcp) -> bool:
+    """Whether there are data that we have, or have not read; OSError.
+
+    The first would come too late.  Of the others, we may have read the beginning of a segment, of
+    which the kernel would let the program have all.
+    """
     return any(
-        end.bulk or end.pipe is not None or end.held is not None or inq(end.fd) != 0
+        end.pipe is not None or end.held is not None or inq(end.fd) != 0
         for end in (flow.client, flow.server)
     )

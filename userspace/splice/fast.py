@@ -83,7 +83,7 @@ MOST_BEHIND = 4
 DONE, WAIT, MORE, BLOCKED, ENDED, GONE = range(6)
 
 #: Why connections leave, by that.
-_REASONS = {MORE: "bulk", BLOCKED: "the sink is full", ENDED: "an end"}
+_REASONS = {MORE: "bulk", BLOCKED: "full", ENDED: "end"}
 
 _RCVBUF_LOCK = 2
 _MSG_PEEK = int(socket.MSG_PEEK)
@@ -158,7 +158,7 @@ class Lane:
         if events & EPOLLERR:
             fast.flow.failed(self.end)
         elif not fast.leaving:
-            fast.leave("an end")
+            fast.leave("end")
 
     def redirected(self) -> int:
         """Bytes that the kernel has forwarded, or is about to."""
@@ -307,7 +307,7 @@ class Lane:
 class FastFlow:
     """A connection on the fast path; :attr:`flow` is the same as it was and will be."""
 
-    __slots__ = ("accelerator", "flow", "lanes", "leaving", "slot")
+    __slots__ = ("accelerator", "flow", "lanes", "leaving", "reason", "slot")
 
     def __init__(self, accelerator: Accelerator, flow: SplicedTcp, slot: int, credit: int) -> None:
         """Enter the maps with both sockets, in ``slot`` and the next one.
@@ -318,8 +318,9 @@ class FastFlow:
         self.accelerator = accelerator
         self.flow = flow
         self.slot = slot
-        #: On the way back.
+        #: On the way back, and why.
         self.leaving = False
+        self.reason = ""
         maps = accelerator.maps
         ends = (flow.client, flow.server)
         for end in ends:
@@ -367,10 +368,11 @@ class FastFlow:
         return False
 
     def leave(self, why: str) -> None:
-        """Begin to go back to the usual way."""
+        """Begin to go back to the usual way, for ``why``: bulk, full (a send buffer), or end."""
         if log.debug_on:
             log.debug("%s: leaves the fast path: %s", self.flow, why)
         self.leaving = True
+        self.reason = why
         loop = self.flow.shared.loop
         for lane in self.lanes:
             lane.stop()
