@@ -54,6 +54,8 @@ _HEADER = struct.Struct("=IHHII")
 #: Messages of type DONE and ERROR start with the header and an error number, negative or 0.
 _END = struct.Struct("=IHHIIi")
 _TYPE_END = 6
+#: The kernel has none beyond (linux/err.h), and strerror(3) takes no more than an int.
+_MAX_ERRNO = 4095
 _PORT = 20
 _MIN_MESSAGE = 24
 
@@ -153,8 +155,9 @@ def _ports_in(chunk: bytes) -> Iterable[int]:
     """Local ports in one datagram of messages; OSError if it is none."""
     if len(chunk) < _MIN_MESSAGE:
         raise _nonsense()
-    stride, *_ = _HEADER.unpack_from(chunk)
-    if stride >= _MIN_MESSAGE and len(chunk) % stride == 0:
+    stride, kind, *_ = _HEADER.unpack_from(chunk)
+    fits = stride >= _MIN_MESSAGE and stride % 4 == 0 and len(chunk) % stride == 0
+    if fits and kind == _SOCK_DIAG_BY_FAMILY:
         # Length and type of all messages, by column.
         alike = len(chunk) // stride
         if all(chunk[at::stride].count(chunk[at]) == alike for at in range(_TYPE_END)):
@@ -168,12 +171,16 @@ def _ports_in(chunk: bytes) -> Iterable[int]:
             raise _nonsense()
         ports.append(chunk[at + _PORT] << 8 | chunk[at + _PORT + 1])
         at += length + 3 & ~3
+    if at != len(chunk):
+        raise _nonsense()
     return ports
 
 
 def _failure(chunk: bytes, at: int) -> OSError:
     """The error, or success, in the message of type ERROR or DONE at ``at``."""
     number = -_END.unpack_from(chunk, at)[5]
+    if number > _MAX_ERRNO:
+        return _nonsense()
     return OSError(number, os.strerror(number))
 
 

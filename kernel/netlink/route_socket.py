@@ -28,7 +28,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from errno import EMSGSIZE, ENOBUFS, ETIMEDOUT
+from errno import EMSGSIZE, ENOBUFS, EPROTO, ETIMEDOUT
 
 from passt.kernel.netlink import uapi
 from passt.kernel.netlink.attributes import FormError, parse
@@ -46,6 +46,8 @@ _DUMP_ATTEMPTS = 5
 _BATCH_MESSAGES = 64
 _BATCH_BYTES = 32 << 10
 _TIMEOUT_SECONDS = 10
+# The kernel has none beyond (linux/err.h), and strerror(3) takes no more than an int.
+_MAX_ERRNO = 4095
 
 
 class NetlinkError(OSError):
@@ -232,6 +234,8 @@ def _error(payload: bytes, flags: int) -> NetlinkError | None:
     number: int = -_ERRNO.unpack_from(payload)[0]
     if number <= 0:
         return None
+    if number > _MAX_ERRNO:
+        number = EPROTO
     text = os.strerror(number)
     detail = _extended_text(payload, flags)
     return NetlinkError(number, f"{text} ({detail})" if detail else text)

@@ -22,8 +22,16 @@ PARTS = (
     "userspace/icmp",
     "userspace/flow",
     "userspace/config/ports.py",
+    "userspace/config/extras.py",
+    "userspace/config/resolvconf.py",
     "userspace/control",
     "userspace/forward/proclist.py",
+    "kernel/netlink/attributes.py",
+    "kernel/netlink/records.py",
+    "kernel/netlink/retarget.py",
+    "kernel/netlink/route_socket.py",
+    "kernel/netlink/template.py",
+    "kernel/sockdiag.py",
 )
 
 

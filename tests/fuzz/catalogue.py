@@ -30,6 +30,9 @@ NAMES = (
     "client",
     "portlist",
     "resolvconf",
+    "netlink",
+    "services",
+    "options",
 )
 
 _HERE = os.path.dirname(__file__)

@@ -242,8 +242,8 @@ class FakeNetlink:
         self.closed = True
 
 
-def message(port: int, size: int = 72) -> bytes:
-    head = struct.pack("=IHHII", 16 + size, 20, 2, 0, 0)
+def message(port: int, size: int = 72, kind: int = 20) -> bytes:
+    head = struct.pack("=IHHII", 16 + size, kind, 2, 0, 0)
     return head + b"\2\n\0\0" + struct.pack(">H", port) + bytes(size - 6)
 
 
@@ -292,7 +292,12 @@ def test_the_same_answer_is_the_same_set() -> None:
         [message(22) + message(23)[:30] + end()],
         [end(-2, kind=2)],
         [end(-2)],
+        [end(-(1 << 31))],
+        [end(-(1 << 31), kind=2)],
         [message(22), end(-105)],
+        [message(22, kind=24), end()],
+        [message(22) + bytes(3) + end()],
+        [message(22, 73) * 2 + end()],
         [struct.pack("=IHHII", 16, 20, 2, 0, 0) + end()],
     ],
 )

@@ -203,6 +203,13 @@ def test_malformed_datagrams_are_skipped(kernel: Kernel, datagram: bytes) -> Non
     assert RouteSocket().dump(26, b"") == []
 
 
+def test_number_that_is_no_error_of_the_kernel(kernel: Kernel) -> None:
+    """It is a failure like any other, not one of strerror(3)."""
+    kernel.script = lambda _, requests: [failure(requests[0], 1 << 31)]
+    with pytest.raises(NetlinkError, match="Protocol error"):
+        RouteSocket().request(24, 0, b"")
+
+
 @pytest.mark.parametrize("capped", [True, False])
 def test_failure_in_the_kernels_own_words(kernel: Kernel, capped: bool) -> None:
     text = "Nexthop has invalid gateway"

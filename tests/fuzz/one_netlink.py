@@ -1,0 +1,448 @@
+"""Netlink: tables of links, addresses and routes, and the transport below, in a hostile namespace.
+
+The input is a program (:mod:`tests.fuzz.program`).  Its steps are bodies of messages, which come
+to be the host's tables, and datagrams, which are delivered to who asks a question.  The tables
+are read, looked through for a template, and made into requests for a namespace, as start-up
+does.  A second reader of the same bytes, plain and slow, says what must come of it: an entry is
+understood whole or not at all, and what is copied differs from the original in nothing but what
+must.  Whatever arrives from the kernel or instead of it, a question ends in an answer or an
+OSError.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable, Iterator
+from errno import ENOBUFS
+from random import Random
+
+from passt.kernel import sockdiag
+from passt.kernel.netlink import retarget, route_socket, template
+from passt.kernel.netlink.attributes import FormError
+from passt.kernel.netlink.records import (
+    Address,
+    hops,
+    parse_address,
+    parse_link,
+    read_addresses,
+    read_link,
+    read_routes,
+)
+from passt.kernel.netlink.route_socket import NetlinkError, RouteSocket
+from tests.fuzz import program
+from tests.fuzz.mutate import havoc
+from tests.fuzz.program import Step
+from tests.unit import netlink_bytes as make
+
+MAX_LEN = 4000
+DICTIONARY = tuple(struct.pack("=HH", 8, kind) for kind in (1, 2, 3, 4, 5, 8, 9, 15, 23, 30))
+
+#: Index of the interface in the namespace.
+INSIDE = 77
+
+OPERATIONS = ("link", "address", "route", "route6", "datagram", "answer", "stranger", "overflow")
+LINK, ADDRESS, ROUTE, ROUTE6, DATAGRAM, ANSWER, STRANGER, OVERFLOW = range(len(OPERATIONS))
+
+Attributes = list[tuple[int, bytes]]
+
+
+def one(data: bytes) -> None:
+    """Read what the program says there is."""
+    steps = program.decode(data, len(OPERATIONS))
+    bodies = [[body for operation, body in steps if operation == kind] for kind in range(4)]
+    for body in bodies[LINK]:
+        check_link(body)
+    addresses = [found for body in bodies[ADDRESS] if (found := check_address(body)) is not None]
+    for family, routes in ((socket.AF_INET, bodies[ROUTE]), (socket.AF_INET6, bodies[ROUTE6])):
+        check_routes(family, routes, [each for each in addresses if each.family == family])
+    if any(operation >= DATAGRAM for operation, _ in steps):
+        check_questions(steps)
+
+
+# Tables.
+
+
+def attributes(data: bytes) -> Attributes | None:
+    """Types and payloads of a list; ``None`` if a record exceeds it."""
+    found = []
+    while len(data) >= 4:
+        size, kind = struct.unpack("=HH", data[:4])
+        if not 4 <= size <= len(data):
+            return None
+        found.append((kind & 0x3FFF, data[4:size]))
+        data = data[(size + 3) // 4 * 4 :]
+    return found
+
+
+def check_link(body: bytes) -> None:
+    """Index, name and MAC of a link."""
+    expected = attributes(body[16:]) if len(body) >= 16 else None
+    try:
+        link = parse_link(body)
+    except FormError:
+        assert expected is None, "a link that is sound is refused"
+        return
+    assert expected is not None, "a link that is not sound is read"
+    last = dict(expected)
+    assert link.index == struct.unpack("=i", body[4:8])[0]
+    assert link.mac == last.get(1, b"")
+    assert link.name.encode("utf-8", "surrogateescape") == last.get(3, b"").rstrip(b"\0")
+
+
+def check_address(body: bytes) -> Address | None:
+    """An address, and the request that gives an interface inside the same."""
+    listed = attributes(body[8:]) if len(body) >= 8 else None
+    last = dict(listed or ())
+    size = {socket.AF_INET: 4, socket.AF_INET6: 16}.get(body[0] if body else 0)
+    local = last.get(2) or last.get(1, b"")
+    sound = listed is not None and len(local) == size and len(last.get(8, bytes(4))) >= 4
+    try:
+        address = parse_address(body)
+    except FormError:
+        assert not sound, "an address that is sound is refused"
+        return None
+    assert sound and listed is not None, "an address that is not sound is read"
+    flags = struct.unpack("=I", last[8][:4])[0] if 8 in last else body[2]
+    assert (address.family, address.prefix_len, address.scope) == (body[0], body[1], body[3])
+    assert (address.local, address.flags) == (local, flags)
+    wish = retarget.retarget_address(address, INSIDE)
+    again = parse_address(wish)
+    assert (again.family, again.prefix_len, again.scope) == (body[0], body[1], body[3])
+    assert (again.local, again.index) == (local, INSIDE)
+    assert again.flags == flags | (2 if body[0] == socket.AF_INET6 else 0)
+    kept = attributes(wish[8:])
+    assert kept is not None
+    assert kept[:-1] == [each for each in listed if each[0] not in (3, 6, 8, 10)]
+    return address
+
+
+Hops = list[tuple[int, bytes | None, int]]
+
+
+def expected_hops(body: bytes) -> Hops:
+    """Index, gateway and weight of each way that the route ``body`` goes, by the second reader."""
+    listed = attributes(body[12:])
+    if listed is None:
+        return []
+    last = dict(listed)
+    found: Hops = []
+    if 9 in last:
+        rest = last[9]
+        while len(rest) >= 8:
+            size, _, weight, index = struct.unpack("=HBBi", rest[:8])
+            nested = attributes(rest[8:size]) if 8 <= size <= len(rest) else None
+            if nested is None:
+                return []
+            found.append((index, dict(nested).get(5), weight + 1))
+            rest = rest[(size + 3) // 4 * 4 :]
+    elif 4 in last:
+        if len(last[4]) < 4:
+            return []
+        found.append((struct.unpack("=I", last[4][:4])[0], last.get(5), 1))
+    size = 16 if body[0] == socket.AF_INET6 else 4
+    return [
+        (index, gateway if gateway and len(gateway) == size and any(gateway) else None, weight)
+        for index, gateway, weight in found
+        if index > 0
+    ]
+
+
+class Table:
+    """Stands for a netlink socket over which there are these routes and addresses."""
+
+    def __init__(self, bodies: list[bytes]) -> None:
+        self._bodies = bodies
+
+    def dump(self, _kind: int, _request: bytes) -> list[bytes]:
+        """What there is, filtered by nobody."""
+        return self._bodies
+
+
+def check_routes(family: int, bodies: list[bytes], addresses: list[Address]) -> None:
+    """A table of routes: which of them count, the template they make, and their copies."""
+    routes = read_routes(Table(bodies), family)  # type: ignore[arg-type]
+    assert routes == [
+        body
+        for body in bodies
+        if len(body) >= 12
+        and (body[0], body[4], body[7]) == (family, 254, 1)
+        and not struct.unpack("=I", body[8:12])[0] & 0x200
+    ]
+    indexes = set()
+    for body in routes:
+        found = [(hop.index, hop.gateway, hop.weight) for hop in hops(body)]
+        assert found == expected_hops(body)
+        indexes |= {index for index, _, _ in found}
+    chosen, notes = template.choose_interface(routes, "IPv4")
+    assert chosen != template.LOOPBACK_INDEX
+    assert chosen in indexes | {0}
+    assert len(notes) == (2 if not chosen else len(notes)) <= 2
+    host = chosen or min(indexes, default=2)
+    source = template.Source(host, "eth0", routes, addresses)
+    assert source.gateway is None or source.has_default
+    assert source.address in {None} | {each.local for each in addresses}
+    for body in routes:
+        check_copy(body, host)
+    by_index = read_routes(Table(bodies), family, host)  # type: ignore[arg-type]
+    wanted = [body for body in routes if any(hop[0] == host for hop in expected_hops(body))]
+    assert by_index == wanted
+
+
+def check_copy(body: bytes, host: int) -> None:
+    """The request that makes the route ``body`` inside."""
+    retarget.connected_key(body)
+    copy = retarget.retarget_route(body, host, INSIDE)
+    listed = attributes(body[12:])
+    ways = [payload for kind, payload in listed or () if kind in (4, 9)]
+    if copy is None:
+        usable = bool(ways) and all(
+            through(payload, host, multipath=kind == 9)
+            for kind, payload in listed or ()
+            if kind in (4, 9)
+        )
+        assert not usable, "a route that is sound is not copied"
+        return
+    assert listed is not None and ways, "a route that is not sound is copied"
+    made = attributes(copy[12:])
+    assert made is not None, "a copy that is not sound"
+    assert copy[:8] == body[:8]
+    flags = struct.unpack("=I", body[8:12])[0] & 4
+    assert struct.unpack("=I", copy[8:12])[0] == flags
+    kept = [each for each in listed if each[0] not in (7, 12, 23, 30)]
+    assert [kind for kind, _ in made] == [kind for kind, _ in kept]
+    for (kind, payload), (_, original) in zip(made, kept, strict=True):
+        if kind == 4:
+            assert payload == struct.pack("=I", INSIDE)
+        elif kind != 9:
+            assert payload == original
+    before, after = expected_hops(body), expected_hops(copy)
+    assert after == [(INSIDE, gateway, weight) for _, gateway, weight in before]
+
+
+def through(payload: bytes, host: int, *, multipath: bool) -> bool:
+    """Whether this way, or each of these, is one by the interface ``host``."""
+    if not multipath:
+        return payload == struct.pack("=I", host)
+    count = 0
+    while len(payload) >= 8:
+        size, _, _, index = struct.unpack("=HBBi", payload[:8])
+        if not 8 <= size <= len(payload) or index != host:
+            return False
+        count += 1
+        payload = payload[(size + 3) // 4 * 4 :]
+    return count > 0
+
+
+# Transport.
+
+
+class Wire:
+    """Stands for a netlink socket to which the datagrams of the program are delivered in order."""
+
+    def __init__(self, steps: list[Step]) -> None:
+        self._queue = deque(steps)
+        self._sequence = 0
+
+    # As the socket module has it.
+
+    def __call__(self, *_: int) -> Wire:
+        return self
+
+    def setsockopt(self, *_: int) -> None:
+        """All options are there."""
+
+    def settimeout(self, _seconds: float) -> None:
+        """Silence is an error at once."""
+
+    def connect(self, address: tuple[int, int]) -> None:
+        """To the kernel."""
+        assert address == (0, 0)
+
+    def close(self) -> None:
+        """Nothing is left."""
+
+    def send(self, datagram: bytes) -> int:
+        """Take a request: the next answers are to it."""
+        at = 0
+        while at < len(datagram):
+            size, _, flags, self._sequence, _ = struct.unpack_from("=IHHII", datagram, at)
+            assert flags & 1 and size >= 16
+            at += (size + 3) // 4 * 4
+        return len(datagram)
+
+    def recvfrom_into(
+        self, buffer: bytearray, _size: int = 0, flags: int = 0
+    ) -> tuple[int, tuple[int, int]]:
+        """The next datagram, or what its length is."""
+        if not self._queue:
+            raise TimeoutError
+        operation, data = self._queue[0]
+        if operation == OVERFLOW:
+            self._queue.popleft()
+            raise OSError(ENOBUFS, "No buffer space available")
+        if operation == ANSWER:
+            data = self._answer(data)
+        if not flags:
+            self._queue.popleft()
+            buffer[: len(data)] = data
+        return len(data), (1 if operation == STRANGER else 0, 0)
+
+    def recv(self, _size: int) -> bytes:
+        """The next datagram, whoever sent it: who asks sock_diag is not told."""
+        if not self._queue:
+            raise BlockingIOError
+        operation, data = self._queue.popleft()
+        return self._answer(data) if operation == ANSWER else data
+
+    def _answer(self, data: bytes) -> bytes:
+        """A message to the last question: type, flags, how many before the last, and a body."""
+        kind, flags, back = struct.unpack("=HHB", data[:5].ljust(5, b"\0"))
+        sequence = (self._sequence - back) & 0xFFFFFFFF
+        return struct.pack("=IHHII", 16 + len(data[5:]), kind, flags, sequence, 0) + data[5:]
+
+
+def check_questions(steps: list[Step]) -> None:
+    """Each question has an answer or fails, whatever is delivered."""
+    delivered = [step for step in steps if step[0] >= DATAGRAM]
+    questions: tuple[Callable[[RouteSocket], object], ...] = (
+        lambda sock: read_link(sock, 2),
+        lambda sock: read_addresses(sock, socket.AF_INET6, 2),
+        lambda sock: read_routes(sock, socket.AF_INET, 2),
+        lambda sock: sock.batch(24, 0, [b"abc", b"defg", b""]),
+        lambda sock: sock.request(16, 0, bytes(16)),
+    )
+    original = route_socket.socket.socket
+    for question in questions:
+        route_socket.socket.socket = Wire(delivered)  # type: ignore[assignment,misc]
+        try:
+            question(RouteSocket())
+        except NetlinkError as error:
+            assert error.errno and error.strerror
+        except (FormError, OSError):
+            pass
+        finally:
+            route_socket.socket.socket = original  # type: ignore[misc]
+    check_ports(delivered)
+
+
+def check_ports(delivered: list[Step]) -> None:
+    """The same datagrams as an answer about sockets: a set of ports, or OSError."""
+    diag = sockdiag.SocketDiag.__new__(sockdiag.SocketDiag)
+    wire = Wire(delivered)
+    # What is there before the question is dropped: it has to come after it.
+    held, wire._queue = wire._queue, deque()
+    ask = wire.send
+
+    def send(request: bytes) -> int:
+        wire._queue = held
+        return ask(request)
+
+    wire.send = send  # type: ignore[method-assign]
+    diag.__init__(wire)  # type: ignore[misc]
+    try:
+        ports = diag.ports(socket.AF_INET, socket.IPPROTO_TCP, 10)
+    except OSError:
+        return
+    # Sequence numbers are not looked at: there is one question at a time.
+    expected: set[int] = set()
+    for messages in (_bytes(wire, step) for step in delivered):
+        while len(messages) >= 16:
+            size, kind = struct.unpack("=IH", messages[:6])
+            if kind == 3:
+                assert ports == expected
+                return
+            assert kind == 20 and size >= 24, "other messages are taken for sockets"
+            expected.add(int.from_bytes(messages[20:22], "big"))
+            messages = messages[(size + 3) // 4 * 4 :]
+    raise AssertionError("an answer without end")
+
+
+def _bytes(wire: Wire, step: Step) -> bytes:
+    operation, data = step
+    return wire._answer(data) if operation == ANSWER else data
+
+
+# Inputs.
+
+
+def answer(kind: int, body: bytes, *, flags: int = 2, back: int = 0) -> Step:
+    """A message that answers the question before."""
+    return ANSWER, struct.pack("=HHB", kind, flags, back) + body
+
+
+def listening(port: int, size: int = 72) -> bytes:
+    """The body of a message about one socket."""
+    return b"\2\n\0\0" + struct.pack("!H", port) + bytes(size - 6)
+
+
+def seeds() -> Iterator[tuple[str, bytes]]:
+    """Tables of ordinary hosts, and conversations that go right or wrong."""
+    host = [
+        (LINK, struct.pack("=BxHiII", 0, 1, 2, 0, 0) + make.attr(3, b"eth0\0") + make.attr(1, MAC)),
+        (ADDRESS, make.address("192.0.2.10", 24, label="eth0")),
+        (ADDRESS, make.address("192.0.2.11", 32, peer="192.0.2.1", extra=make.attr(6, bytes(16)))),
+        (ADDRESS, make.address("2001:db8::10", 64)),
+        (ADDRESS, make.address("fe80::1", 64, scope=make.LINK_SCOPE)),
+        (ROUTE, make.route(index=2, gateway="192.0.2.1", metric=100)),
+        (ROUTE, make.route("192.0.2.0/24", 2, protocol=make.KERNEL, scope=make.LINK_SCOPE)),
+        (ROUTE, make.route("169.254.0.0/16", 2, extra=make.attr(7, bytes(4)))),
+        (ROUTE6, make.route(index=2, gateway="fe80::1")),
+        (ROUTE6, make.route("fe80::/64", 2, family=socket.AF_INET6, flags=4)),
+    ]
+    yield "host", program.encode(host)
+    several = [make.hop(2, "192.0.2.1"), make.hop(2, "192.0.2.2", 5, 4), make.hop(2)]
+    yield "multipath", program.encode([(ROUTE, make.route(hops=several)), host[5]])
+    others = [make.hop(2, "192.0.2.1"), make.hop(3, "198.51.100.1")]
+    yield (
+        "interfaces",
+        program.encode(
+            [(ROUTE, make.route(hops=others)), (ROUTE, make.route(index=3)), (ROUTE, make.route())]
+        ),
+    )
+    odd = make.route(index=2)[:-2], make.route(index=2, table=7), make.route(index=2, flags=0x200)
+    yield "odd", program.encode([(ROUTE, body) for body in odd] + [(LINK, b""), (ADDRESS, b"\2")])
+    done = answer(3, bytes(4))
+    yield "dump", program.encode([answer(24, body) for _, body in host[5:8]] + [done])
+    yield "get", program.encode([answer(16, host[0][1], flags=0)])
+    refused = struct.pack("=i", -1) + bytes(16)
+    words = make.attr(1, b"not here\0")
+    yield "refused", program.encode([answer(2, refused + words, flags=0x300)])
+    whole = struct.pack("=i", -22) + struct.pack("=IHHII", 19, 24, 1, 1, 0) + b"abc\0" + words
+    yield "words", program.encode([answer(2, whole, flags=0x200)])
+    acks = [answer(2, bytes(20), back=back) for back in (2, 1, 0)]
+    yield "batch", program.encode(acks)
+    yield "interrupted", program.encode([answer(24, host[5][1], flags=0x12), done] * 6)
+    stranger = (STRANGER, host[0][1])
+    yield "noise", program.encode([stranger, (OVERFLOW, b""), (DATAGRAM, b"abc"), stranger, done])
+    sockets = [answer(20, listening(port)) for port in (22, 80)]
+    yield "sockets", program.encode([*sockets, done])
+    joined = b"".join(_bytes(Wire([]), step) for step in (*sockets, done))
+    yield "joined", program.encode([(DATAGRAM, joined)])
+    uneven = [answer(20, listening(22, 73)), answer(20, listening(80, 80))]
+    yield "uneven", program.encode([*uneven, (DATAGRAM, b"x" * 5 + joined[-20:])])
+
+
+MAC = bytes.fromhex("020000000002")
+
+
+def mutate(data: bytes, rnd: Random) -> bytes:
+    """Another program."""
+    return program.mutate(data, rnd, len(OPERATIONS), _change, _fresh)
+
+
+def _change(step: Step, rnd: Random) -> Step:
+    return step[0], havoc(step[1], rnd, limit=600, dictionary=DICTIONARY)
+
+
+def _fresh(rnd: Random) -> Step:
+    operation = rnd.randrange(len(OPERATIONS))
+    payload = make.attr(rnd.choice((1, 2, 4, 5, 7, 8, 9)), rnd.randbytes(rnd.choice((0, 2, 4, 16))))
+    if operation in (ROUTE, ROUTE6):
+        family = socket.AF_INET if operation == ROUTE else socket.AF_INET6
+        return operation, make.route(index=rnd.choice((None, 1, 2)), family=family, extra=payload)
+    if operation == ADDRESS:
+        local = rnd.choice(("192.0.2.9", "2001:db8::9", "fe80::9"))
+        return operation, make.address(local, rnd.randrange(129), extra=payload)
+    return operation, rnd.randbytes(rnd.choice((0, 5, 20, 40))) + payload
