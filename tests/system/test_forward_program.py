@@ -236,7 +236,8 @@ def test_multicast_by_loopback_goes_round_once(start_pasta: StartPasta, host: Ne
 
 def test_splice_only_has_nothing_but_loopback(program: Program, host: Netns, user: User) -> None:
     """No interface, address, route or neighbour, whatever options say of them, and no word."""
-    options = forwarding(["--splice-only", "-m", "60", "-a", "192.0.2.1", "-g", "192.0.2.2"])
+    words = ["--splice-only", "-m", "60", "-a", "192.0.2.1", "-g", "192.0.2.2", "--config-net"]
+    options = forwarding(words)
     show = "ip -o link; ip -o addr; ip route show table main; ip -6 route show table main"
     words = [*program.argv, "-q", *options, "--", "sh", "-c", show]
     done = host.run(words, prefix=user.prefix)
@@ -255,7 +256,6 @@ def test_splice_only_has_nothing_but_loopback(program: Program, host: Netns, use
         "--outbound-if6=lo",
         "--ns-ifname=x",
         "--ns-mac-addr=02:00:00:00:00:01",
-        "--config-net",
     ],
 )
 def test_splice_only_excludes(

@@ -198,7 +198,6 @@ def test_copy_options_need_config_net(name: str, capfd: pytest.CaptureFixture[st
         "--outbound-if6=lo",
         "--ns-ifname=x",
         "--ns-mac-addr=02:00:00:00:00:01",
-        "--config-net",
     ],
 )
 def test_splice_only_excludes_what_concerns_the_link(other: str) -> None:
@@ -208,7 +207,8 @@ def test_splice_only_excludes_what_concerns_the_link(other: str) -> None:
 
 
 def test_splice_only_accepts_what_has_no_effect() -> None:
-    options = pasta("--splice-only", "-m", "1500", "-a", "192.0.2.1", "-g", "192.0.2.2")
+    words = ["-m", "1500", "-a", "192.0.2.1", "-g", "192.0.2.2", "--config-net"]
+    options = pasta("--splice-only", *words)
     assert options.splice_only
     assert options.host_lo_to_ns_lo
     assert options.no_icmp

@@ -619,14 +619,15 @@ TABLE: tuple[Option, ...] = (
             "outbound-if6",
             "ns-ifname",
             "ns-mac-addr",
-            "config-net",
             "dhcp-opt",
             "dhcpv6-opt",
             "ra-opt",
         ),
         help="Forward loopback connections only, and create no interface in the namespace",
         details="Implies `--host-lo-to-ns-lo` and `--no-icmp`. Connections from elsewhere are "
-        "refused. Options about addresses, MTU, resolvers and names are accepted without effect.",
+        "refused. Options about addresses, MTU, resolvers and names are accepted without effect, "
+        "and so is `--config-net`, which callers may give in any case: there is nothing to "
+        "configure but the loopback interface, which is always brought up.",
     ),
     Option(
         "accel",
