@@ -16,6 +16,7 @@ two talk over a socket pair (`channel`); descriptors travel by SCM_RIGHTS.
     attributes      type-length-value lists as bytes
     records         what is read of links, addresses and routes
     template        which host interface, address and gateway serve as template
+    policy          default routes that only the host's routing rules lead to
     retarget        turning the host's address and route messages into the namespace's
     messages        composing new messages, with pyroute2
     namespace       loopback, MAC, MTU, addresses and routes, in the specified order

@@ -35,11 +35,12 @@ from passt.kernel.netlink.template import DEBUG, INFO, WARNING, copied_addresses
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from passt.kernel.netlink.records import Address
     from passt.kernel.netlink.route_socket import RouteSocket
     from passt.kernel.netlink.template import Note, Source
 
-LOOPBACK_INDEX = 1
 _NAMES = {uapi.AF_INET: "IPv4", uapi.AF_INET6: "IPv6"}
 _UNSUPPORTED = (EACCES, EAFNOSUPPORT, EOPNOTSUPP)
 _NO_WAY_YET = (ENETUNREACH, EHOSTUNREACH)
@@ -52,7 +53,8 @@ class Plan:
     """What the namespace gets for one IP version.
 
     `local`: local mode, addresses are of our own making.  `source`: where to copy from, None if
-    there is nothing.  `address`, `gateway`: packed or None, used for what is not copied.
+    there is nothing.  `address`, `gateway`: packed or None, used for what is not copied, and so
+    is `more`, further addresses with their prefix lengths.
     """
 
     __slots__ = (
@@ -62,6 +64,7 @@ class Plan:
         "family",
         "gateway",
         "local",
+        "more",
         "prefix_len",
         "source",
     )
@@ -76,6 +79,7 @@ class Plan:
         address: bytes | None,
         prefix_len: int,
         gateway: bytes | None,
+        more: Sequence[tuple[bytes, int]] = (),
     ) -> None:
         self.family = family
         self.local = local
@@ -85,13 +89,14 @@ class Plan:
         self.address = address
         self.prefix_len = prefix_len
         self.gateway = gateway
+        self.more = more
 
 
 def loopback_up(sock: RouteSocket) -> None:
     """Bring up lo; NetlinkError if that fails."""
     flags = uapi.IFF_UP
     try:
-        sock.request(uapi.RTM_NEWLINK, 0, messages.link(LOOPBACK_INDEX, flags, flags))
+        sock.request(uapi.RTM_NEWLINK, 0, messages.link(uapi.LOOPBACK_INDEX, flags, flags))
     except NetlinkError as e:
         raise _explain(e, "Couldn't bring up loopback interface in namespace") from None
 
@@ -180,9 +185,6 @@ def _set_addresses(sock: RouteSocket, index: int, plan: Plan) -> None:
     copied: list[Address] = []
     if plan.copy_addresses and plan.source is not None:
         copied = copied_addresses(plan.source.addresses)
-    if plan.family == uapi.AF_INET6:
-        # The kernel puts a new address before those of the same scope, and reports in that order.
-        copied.reverse()
     bodies = []
     for address in copied:
         try:
@@ -190,7 +192,14 @@ def _set_addresses(sock: RouteSocket, index: int, plan: Plan) -> None:
         except FormError:
             continue
     if not bodies and plan.address is not None:
-        bodies = [messages.address(plan.family, index, plan.address, plan.prefix_len)]
+        bodies = [
+            messages.address(plan.family, index, address, prefix_len)
+            for address, prefix_len in ((plan.address, plan.prefix_len), *plan.more)
+        ]
+    if plan.family == uapi.AF_INET6:
+        # The kernel puts a new address before those of the same scope, reports in that order, and
+        # prefers the first as a source.
+        bodies.reverse()
     for error in sock.batch(uapi.RTM_NEWADDR, _ADD, bodies):
         if error is not None and error.errno != EEXIST:
             raise error
@@ -235,10 +244,13 @@ def _set_default_route(sock: RouteSocket, index: int, plan: Plan) -> None:
 
 
 def _reachable(gateway: bytes, plan: Plan) -> bool:
-    """Whether the gateway is on the subnet of the plan's address, or IPv6 link-local."""
+    """Whether the gateway is on the subnet of an address of the plan, or IPv6 link-local."""
     if is_link_local(gateway):
         return True
     if plan.address is None:
         return False
-    shift = 8 * len(gateway) - plan.prefix_len
-    return int.from_bytes(gateway, "big") >> shift == int.from_bytes(plan.address, "big") >> shift
+    number = int.from_bytes(gateway, "big")
+    return any(
+        not (number ^ int.from_bytes(address, "big")) >> (8 * len(gateway) - prefix_len)
+        for address, prefix_len in ((plan.address, plan.prefix_len), *plan.more)
+    )

@@ -172,19 +172,22 @@ def read_addresses(sock: RouteSocket, family: int, index: int) -> list[Address]:
     return found
 
 
-def read_routes(sock: RouteSocket, family: int, index: int = 0) -> list[bytes]:
-    """Bodies of the main table's unicast routes of `family`, in the kernel's order.
+def read_routes(
+    sock: RouteSocket, family: int, index: int = 0, table: int = uapi.RT_TABLE_MAIN
+) -> list[bytes]:
+    """Bodies of a table's unicast routes of `family`, in the kernel's order.
 
     With `index`, those that use interface `index` (multipath routes may be left out by the
     kernel or not).  Cached entries are left out.  Empty if the kernel does not know the family
     or has no such table.
     """
-    request = ROUTE_HEADER.pack(family, 0, 0, 0, uapi.RT_TABLE_MAIN, 0, 0, uapi.RTN_UNICAST, 0)
-    request += pack_u32(uapi.RTA_TABLE, uapi.RT_TABLE_MAIN)
+    # The table byte is exact for numbers below 256.
+    short = table if table < 256 else uapi.RT_TABLE_COMPAT
+    request = ROUTE_HEADER.pack(family, 0, 0, 0, short, 0, 0, uapi.RTN_UNICAST, 0)
+    request += pack_u32(uapi.RTA_TABLE, table)
     if index:
         request += pack_u32(uapi.RTA_OIF, index)
-    # The table byte is exact for numbers below 256.
-    wanted = bytes((family, uapi.RT_TABLE_MAIN, uapi.RTN_UNICAST))
+    wanted = bytes((family, short, uapi.RTN_UNICAST))
     minimum = ROUTE_HEADER.size
     found = [
         body
@@ -194,10 +197,19 @@ def read_routes(sock: RouteSocket, family: int, index: int = 0) -> list[bytes]:
         and body[ROUTE_TABLE] == wanted[1]
         and body[ROUTE_TYPE] == wanted[2]
         and not ROUTE_HEADER.unpack_from(body)[8] & uapi.RTM_F_CLONED
+        and (table == short or _table(body) == table)
     ]
     if index:
         return [body for body in found if any(hop.index == index for hop in hops(body))]
     return found
+
+
+def _table(body: bytes) -> int:
+    """The table that a route is in, 0 if the message is malformed."""
+    try:
+        return u32(parse(body, ROUTE_HEADER.size).get(uapi.RTA_TABLE, bytes(4)))
+    except FormError:
+        return 0
 
 
 def _dump(sock: RouteSocket, kind: int, request: bytes) -> list[bytes]:

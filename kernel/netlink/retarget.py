@@ -9,10 +9,12 @@ sense elsewhere is left out.
 * Addresses: the label (it holds the interface's name) and the cache information go; without the
   latter, lifetimes are infinite.  IPv6 addresses skip duplicate address detection: on the only
   link they are used on, nobody else can have them.
-* Routes: the preferred source goes, as the address may not be there; so does the nexthop
-  object's number, whose object exists on the host only (the hops it stands for are in the
-  message as well), and what expires.  Of the flags only "onlink" is a wish, the others report
-  state, and the kernel refuses a new route that claims to be dead.
+* Routes: those through other interfaces as well are left out, but of default routes, which a
+  host balances over its uplinks, the namespace gets its share.  The preferred source goes, as
+  the address may not be there; so does the nexthop object's number, whose object exists on the
+  host only (the hops it stands for are in the message as well), and what expires.  Of the flags
+  only "onlink" is a wish, the others report state, and the kernel refuses a new route that
+  claims to be dead.
 
 Source: rtnetlink(7); fib and address flags in linux/rtnetlink.h, linux/if_addr.h.
 """
@@ -62,10 +64,24 @@ def retarget_address(address: Address, index: int) -> bytes:
     return b"".join(parts)
 
 
+def in_main_table(body: bytes) -> bytes:
+    """The same route, of the main table; FormError if it is malformed."""
+    header = bytearray(body[: ROUTE_HEADER.size])
+    header[ROUTE_TABLE] = uapi.RT_TABLE_MAIN
+    parts = [bytes(header)]
+    for kind, start, end in walk(body, ROUTE_HEADER.size, len(body)):
+        if kind == uapi.RTA_TABLE:
+            parts.append(pack_u32(uapi.RTA_TABLE, uapi.RT_TABLE_MAIN))
+        else:
+            parts.append(pack(kind, body[start:end]))
+    return b"".join(parts)
+
+
 def retarget_route(body: bytes, host_index: int, index: int) -> bytes | None:
     """Body of a request that creates the same route through interface `index`.
 
     None if it has no hop, or one through another interface than `host_index`, or is malformed.
+    Of a default route over several interfaces, those hops remain that are through `host_index`.
     """
     oif = pack_u32(uapi.RTA_OIF, host_index)
     header = ROUTE_HEADER.unpack_from(body)
@@ -81,7 +97,8 @@ def retarget_route(body: bytes, host_index: int, index: int) -> bytes | None:
                 parts.append(pack_u32(uapi.RTA_OIF, index))
                 usable = True
             elif kind == uapi.RTA_MULTIPATH:
-                nexthops = _retarget_hops(body[start:end], host_index, index)
+                partly = body[ROUTE_DST_LEN] == 0
+                nexthops = _retarget_hops(body[start:end], host_index, index, partly)
                 if not nexthops:
                     return None
                 parts.append(pack(uapi.RTA_MULTIPATH, nexthops))
@@ -94,19 +111,23 @@ def retarget_route(body: bytes, host_index: int, index: int) -> bytes | None:
     return b"".join(parts) if usable else None
 
 
-def _retarget_hops(data: bytes, host_index: int, index: int) -> bytes | None:
-    """The list of hops through `index` instead; None if one is not through `host_index`."""
+def _retarget_hops(data: bytes, host_index: int, index: int, partly: bool) -> bytes | None:
+    """The list of hops through `index` instead; None if one is not through `host_index`.
+
+    `partly`: such a one is left out.
+    """
     parts = []
     start = 0
     while len(data) - start >= HOP_HEADER.size:
         length, flags, weight, hop_index = HOP_HEADER.unpack_from(data, start)
         if length < HOP_HEADER.size or length > len(data) - start:
             raise FormError("hop exceeds its list")
-        if hop_index != host_index:
+        if hop_index == host_index:
+            parts.append(HOP_HEADER.pack(length, flags & uapi.RTNH_F_ONLINK, weight, index))
+            parts.append(data[start + HOP_HEADER.size : start + length])
+            parts.append(bytes(-length % 4))
+        elif not partly:
             return None
-        parts.append(HOP_HEADER.pack(length, flags & uapi.RTNH_F_ONLINK, weight, index))
-        parts.append(data[start + HOP_HEADER.size : start + length])
-        parts.append(bytes(-length % 4))
         start += (length + 3) & ~3
     return b"".join(parts)
 

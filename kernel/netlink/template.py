@@ -7,12 +7,18 @@ The interface is the one the user named, else that of the first default route in
 of any kind.  Loopback (index 1) and routes to link-local prefixes say nothing about where the
 world is and are passed over.  A multipath route counts as its first hop.
 
+If the main table has no default route, neither at all nor through the named interface, one that
+the host's routing rules lead to counts instead (`policy`).
+
 The gateway is that of the interface's first default route; with several hops the heaviest on
 that interface, the first among equals.  The guest's address is the interface's address with the
 longest prefix (a /128 from DHCPv6 wins over the /64 of autoconfiguration), not deprecated, and
 wider than link scope for IPv6; for IPv4, where link scope is a mere annotation, wider scopes are
 preferred, no more.  IPv6 further needs a link-local address to speak from: the interface's own,
 or the gateway's if that is link-local.
+
+Addresses that the host found in use elsewhere, by duplicate address detection, are none; its
+temporary ones, for privacy, come last, since they are gone in a day.
 
 A version whose requirements are not met has no template and runs in *local mode*, which the
 caller fills with its own values: nothing found on the host is handed over in that case.
@@ -44,9 +50,11 @@ if TYPE_CHECKING:
     from passt.kernel.netlink.records import Address
     from passt.kernel.netlink.route_socket import RouteSocket
 
-LOOPBACK_INDEX = 1
 WARNING, INFO, DEBUG = "warning", "info", "debug"
 Note = tuple[str, str]
+#: As many of both IP versions fit into one message to the program.
+_MAX_OTHERS = 500
+_UNUSABLE = uapi.IFA_F_DEPRECATED | uapi.IFA_F_DADFAILED
 
 _NAMES = {uapi.AF_INET: "IPv4", uapi.AF_INET6: "IPv6"}
 
@@ -108,10 +116,13 @@ class Source:
         self.prefix_len = chosen.prefix_len if chosen else 0
         self.link_local = link_local(addresses)
 
-    def summary(self) -> tuple[int, str, bytes | None, int, bytes | None, bytes | None]:
-        """What the program gets to know: index, name, address, prefix, gateway, link-local."""
+    def summary(
+        self,
+    ) -> tuple[int, str, bytes | None, int, bytes | None, bytes | None, list[bytes]]:
+        """What the program gets to know, see `worker.FamilyTemplate`."""
+        others = [a.local for a in copied_addresses(self.addresses) if a.local != self.address]
         found = (self.address, self.prefix_len, self.gateway, self.link_local)
-        return (self.index, self.name, *found)
+        return (self.index, self.name, *found, others[:_MAX_OTHERS])
 
 
 def survey(sock: RouteSocket, wish: Wish) -> tuple[Source | None, list[Note]]:
@@ -139,16 +150,35 @@ def survey(sock: RouteSocket, wish: Wish) -> tuple[Source | None, list[Note]]:
 
 def _find(sock: RouteSocket, family: int, index: int) -> tuple[Source | None, list[Note]]:
     routes = read_routes(sock, family)
+    addresses = read_addresses(sock, family, index) if index else []
     notes: list[Note] = []
+    if not _has_default(routes, index):
+        # Rare, and what it takes is not loaded otherwise.
+        from passt.kernel.netlink.policy import default_routes
+
+        elsewhere = default_routes(sock, family, index, [a.local for a in addresses])
+        if elsewhere:
+            notes.append((INFO, f"{_NAMES[family]}: default route by routing rules"))
+            routes = elsewhere + routes
     if not index:
-        index, notes = choose_interface(routes, _NAMES[family])
+        index, told = choose_interface(routes, _NAMES[family])
+        notes += told
         if not index:
             return None, notes
+        addresses = read_addresses(sock, family, index)
     try:
         name = socket.if_indextoname(index)
     except OSError:
         return None, [*notes, (WARNING, f"Interface with index {index} disappeared")]
-    return Source(index, name, routes, read_addresses(sock, family, index)), notes
+    return Source(index, name, routes, addresses), notes
+
+
+def _has_default(routes: Sequence[bytes], index: int) -> bool:
+    """Whether there is a default route through interface `index`, for 0 through any."""
+    defaults = [body for body in routes if body[ROUTE_DST_LEN] == 0]
+    if index:
+        return default_gateway(defaults, index)[0]
+    return any(map(_route_interface, defaults))
 
 
 def _named_index(wish: Wish) -> int:
@@ -206,7 +236,7 @@ def _first_interface(routes: Sequence[bytes]) -> tuple[int, bool]:
 def _route_interface(body: bytes) -> int:
     """Index of a route's first hop; 0 if it does not make its interface a candidate."""
     first = hops(body)[:1]
-    if not first or first[0].index == LOOPBACK_INDEX or _is_link_local_route(body):
+    if not first or first[0].index == uapi.LOOPBACK_INDEX or _is_link_local_route(body):
         return 0
     return first[0].index
 
@@ -242,12 +272,17 @@ def default_gateway(routes: Sequence[bytes], index: int) -> tuple[bool, bytes | 
 
 def choose_address(addresses: Sequence[Address]) -> Address | None:
     """The address that becomes the guest's; None if none qualifies."""
-    candidates = [a for a in addresses if not a.flags & uapi.IFA_F_DEPRECATED]
+    candidates = [a for a in addresses if not a.flags & _UNUSABLE]
     wide = [a for a in candidates if a.scope < uapi.RT_SCOPE_LINK]
     if not wide and candidates and candidates[0].family == uapi.AF_INET:
         wide = candidates
     # max() keeps the first among equals.
-    return max(wide, key=lambda a: a.prefix_len, default=None)
+    return max(wide, key=lambda a: (not _is_temporary(a), a.prefix_len), default=None)
+
+
+def _is_temporary(address: Address) -> bool:
+    """Whether an address is one that the kernel exchanges for privacy (RFC 8981)."""
+    return address.family == uapi.AF_INET6 and bool(address.flags & uapi.IFA_F_TEMPORARY)
 
 
 def link_local(addresses: Sequence[Address]) -> bytes | None:
@@ -259,7 +294,5 @@ def link_local(addresses: Sequence[Address]) -> bytes | None:
 
 
 def copied_addresses(addresses: Sequence[Address]) -> list[Address]:
-    """Those addresses that the namespace gets too: not deprecated, wider than link scope."""
-    return [
-        a for a in addresses if a.scope < uapi.RT_SCOPE_LINK and not a.flags & uapi.IFA_F_DEPRECATED
-    ]
+    """Those addresses that the namespace gets too: in use, wider than link scope."""
+    return [a for a in addresses if a.scope < uapi.RT_SCOPE_LINK and not a.flags & _UNUSABLE]

@@ -1,6 +1,7 @@
 """Numbers of rtnetlink: message types, flags, attributes.
 
-Source: linux/netlink.h, linux/rtnetlink.h, linux/if_addr.h, linux/if_link.h, linux/if.h.
+Source: linux/netlink.h, linux/rtnetlink.h, linux/if_addr.h, linux/if_link.h, linux/if.h,
+linux/fib_rules.h.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ RTM_DELADDR = 21
 RTM_GETADDR = 22
 RTM_NEWROUTE = 24
 RTM_GETROUTE = 26
+RTM_GETRULE = 34
+
+LOOPBACK_INDEX = 1
 
 IFF_UP = 0x1
 IFF_NOARP = 0x80
@@ -50,10 +54,14 @@ IFA_LABEL = 3
 IFA_CACHEINFO = 6
 IFA_FLAGS = 8
 IFA_TARGET_NETNSID = 10
+IFA_F_TEMPORARY = 0x01  # of IPv6; of IPv4, the same bit marks a secondary address
 IFA_F_NODAD = 0x02
+IFA_F_DADFAILED = 0x08
 IFA_F_DEPRECATED = 0x20
 
+RT_TABLE_COMPAT = 252
 RT_TABLE_MAIN = 254
+RT_TABLE_LOCAL = 255
 RT_SCOPE_UNIVERSE = 0
 RT_SCOPE_LINK = 253
 RTPROT_KERNEL = 2
@@ -72,3 +80,20 @@ RTA_TABLE = 15
 RTA_VIA = 18
 RTA_EXPIRES = 23
 RTA_NH_ID = 30
+
+FR_ACT_TO_TBL = 1
+FIB_RULE_INVERT = 0x2
+FRA_DST = 1
+FRA_SRC = 2
+FRA_IIFNAME = 3
+FRA_FWMARK = 10
+FRA_TUN_ID = 12
+FRA_SUPPRESS_PREFIXLEN = 14
+FRA_TABLE = 15
+FRA_OIFNAME = 17
+FRA_L3MDEV = 19
+FRA_UID_RANGE = 20
+FRA_IP_PROTO = 22
+FRA_SPORT_RANGE = 23
+FRA_DPORT_RANGE = 24
+FRA_DSCP = 25

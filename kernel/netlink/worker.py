@@ -48,9 +48,10 @@ class FamilyTemplate:
     `ifindex`, `ifname`: the interface.  `address`: the future guest's, packed, or None if the
     interface has none to give; `prefix_len` its prefix length.  `gateway`: packed, None if there
     is no default route or it has no gateway.  `link_local`: the interface's own, packed (IPv6).
+    `others`: further addresses that are copied, packed; hundreds at most.
     """
 
-    __slots__ = ("address", "gateway", "ifindex", "ifname", "link_local", "prefix_len")
+    __slots__ = ("address", "gateway", "ifindex", "ifname", "link_local", "others", "prefix_len")
 
     def __init__(
         self,
@@ -60,6 +61,7 @@ class FamilyTemplate:
         prefix_len: int,
         gateway: bytes | None,
         link_local: bytes | None,
+        others: Sequence[bytes] = (),
     ) -> None:
         self.ifindex = ifindex
         self.ifname = ifname
@@ -67,6 +69,7 @@ class FamilyTemplate:
         self.prefix_len = prefix_len
         self.gateway = gateway
         self.link_local = link_local
+        self.others = others
 
 
 class TemplateInfo:
@@ -113,8 +116,9 @@ class FamilyPlan:
 
     `local`: local mode, nothing is copied, and a gateway outside the subnet is taken as on-link.
     `copy_addresses`, `copy_routes`: take over the template's.  Where not: `address` (packed, or
-    None for no address) with `prefix_len`, one default route through `gateway` (packed; None for
-    none, or for one without gateway if the template's has none).
+    None for no address) with `prefix_len`, and those in `more`, with theirs; one default route
+    through `gateway` (packed; None for none, or for one without gateway if the template's has
+    none).
     """
 
     __slots__ = (
@@ -123,6 +127,7 @@ class FamilyPlan:
         "copy_routes",
         "gateway",
         "local",
+        "more",
         "prefix_len",
     )
 
@@ -135,6 +140,7 @@ class FamilyPlan:
         local: bool = False,
         copy_addresses: bool = False,
         copy_routes: bool = False,
+        more: Sequence[tuple[bytes, int]] = (),
     ) -> None:
         self.address = address
         self.prefix_len = prefix_len
@@ -142,6 +148,7 @@ class FamilyPlan:
         self.local = local
         self.copy_addresses = copy_addresses
         self.copy_routes = copy_routes
+        self.more = more
 
 
 class Configured:
@@ -250,6 +257,7 @@ class Worker:
                 plan.address,
                 plan.prefix_len,
                 plan.gateway,
+                plan.more,
             )
             for family, plan in ((_IPV4, ipv4), (_IPV6, ipv6))
             if plan is not None

@@ -64,7 +64,16 @@ def route(
     if hops:
         attrs += attr(9, b"".join(hops))
     header = struct.pack(
-        "=BBBBBBBBI", family, length, 0, 0, table & 0xFF, protocol, scope, kind, flags
+        "=BBBBBBBBI",
+        family,
+        length,
+        0,
+        0,
+        table if table < 256 else 252,
+        protocol,
+        scope,
+        kind,
+        flags,
     )
     return header + attrs + extra
 

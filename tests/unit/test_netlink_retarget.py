@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,12 @@ from hypothesis import strategies as st
 
 from passt.kernel.netlink.attributes import parse
 from passt.kernel.netlink.records import hops, parse_address
-from passt.kernel.netlink.retarget import connected_key, retarget_address, retarget_route
+from passt.kernel.netlink.retarget import (
+    connected_key,
+    in_main_table,
+    retarget_address,
+    retarget_route,
+)
 from tests.unit.netlink_bytes import KERNEL, LINK_SCOPE, address, attr, hop, pack_ip, route, u32
 
 HOST, TAP = 3, 2
@@ -78,8 +84,24 @@ def test_multipath_hops_are_redirected_one_by_one() -> None:
 
 def test_routes_through_another_interface_are_left_out() -> None:
     assert retarget_route(route("10.0.0.0/8", 4), HOST, TAP) is None
-    mixed = route(hops=[hop(HOST, "192.0.2.1"), hop(4, "198.51.100.1")])
+    mixed = route("10.0.0.0/8", hops=[hop(HOST, "192.0.2.1"), hop(4, "198.51.100.1")])
     assert retarget_route(mixed, HOST, TAP) is None
+
+
+def test_default_route_over_several_interfaces_keeps_our_hops() -> None:
+    """A host that balances over two uplinks has a default route, and so has the namespace."""
+    nexthops = [hop(HOST, "192.0.2.1", 3), hop(4, "198.51.100.1"), hop(HOST, "192.0.2.5", flags=1)]
+    body = route("default", hops=nexthops, metric=7)
+    kept = [hop(TAP, "192.0.2.1", 3), hop(TAP, "192.0.2.5")]
+    assert attributes(retargeted(body)) == attributes(route("default", hops=kept, metric=7))
+    assert retarget_route(body, 9, TAP) is None
+
+
+@pytest.mark.parametrize("table", [7, 51820])
+def test_route_of_another_table_in_the_main_one(table: int) -> None:
+    fields: dict[str, Any] = {"metric": 3, "extra": attr(99, b"abc")}
+    body = route("10.0.0.0/8", HOST, "192.0.2.1", table=table, **fields)
+    assert in_main_table(body) == route("10.0.0.0/8", HOST, "192.0.2.1", **fields)
 
 
 def test_routes_without_hops_are_left_out() -> None:

@@ -14,7 +14,7 @@ from passt.kernel.netlink.template import Source, Wish
 from tests.unit.netlink_bytes import LINK_SCOPE, SITE, address, hop, pack_ip, route
 
 IPV4, IPV6 = int(socket.AF_INET), int(socket.AF_INET6)
-DEPRECATED = 0x20
+TEMPORARY, DADFAILED, DEPRECATED = 0x01, 0x08, 0x20
 
 
 def addresses(*bodies: bytes) -> list[Address]:
@@ -151,6 +151,44 @@ def test_nothing_to_choose_from() -> None:
     assert template.link_local([]) is None
 
 
+def test_temporary_addresses_come_last() -> None:
+    """The newest is listed first; it is gone in a day."""
+    temporary = address("2001:db8::a", 64, flags=TEMPORARY)
+    stable = address("2001:db8::1", 64)
+    assert chosen(temporary, stable) == pack_ip("2001:db8::1")
+    assert chosen(temporary) == pack_ip("2001:db8::a")
+    longer = address("2001:db8::b", 128, flags=TEMPORARY)
+    assert chosen(longer, stable) == pack_ip("2001:db8::1")
+    # The same bit marks a secondary address of IPv4, which is as good as any.
+    secondary = address("192.0.2.3", 25, flags=TEMPORARY)
+    assert chosen(address("192.0.2.2", 24), secondary) == pack_ip("192.0.2.3")
+
+
+def test_duplicate_addresses_are_none() -> None:
+    duplicate = address("2001:db8::a", 128, flags=DADFAILED)
+    stable = address("2001:db8::1", 64)
+    assert chosen(duplicate, stable) == pack_ip("2001:db8::1")
+    assert chosen(duplicate) is None
+    copied = template.copied_addresses(addresses(duplicate, stable))
+    assert [each.local for each in copied] == [pack_ip("2001:db8::1")]
+
+
+def chosen(*bodies: bytes) -> bytes | None:
+    """The address that would be the guest's."""
+    found = template.choose_address(addresses(*bodies))
+    return found and found.local
+
+
+def test_other_addresses_are_told() -> None:
+    found = source(
+        address("192.0.2.2", 24),
+        address("192.0.2.3", 24),
+        address("192.0.2.4", 24, flags=DEPRECATED),
+    )
+    assert found.summary()[2] == pack_ip("192.0.2.2")
+    assert found.summary()[-1] == [pack_ip("192.0.2.3")]
+
+
 def test_which_addresses_are_copied() -> None:
     kept = addresses(address("2001:db8::1", 64), address("fec0::1", 64, scope=SITE))
     left = addresses(
@@ -210,7 +248,7 @@ class Host:
     def dump(self, kind: int, _body: bytes) -> list[bytes]:
         if self.error is not None:
             raise self.error
-        return list(self.routes if kind == 26 else self.addresses)
+        return list({26: self.routes, 22: self.addresses}.get(kind, []))
 
     def survey(self, wish: Wish) -> tuple[Source | None, list[tuple[str, str]]]:
         return template.survey(self, wish)  # type: ignore[arg-type]
@@ -230,7 +268,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Host:
 def test_detected_template(host: Host) -> None:
     found, notes = host.survey(Wish(IPV4))
     assert found is not None
-    assert found.summary() == (2, "eth0", pack_ip("192.0.2.2"), 24, pack_ip("192.0.2.1"), None)
+    assert found.summary() == (2, "eth0", pack_ip("192.0.2.2"), 24, pack_ip("192.0.2.1"), None, [])
     assert notes == []
 
 
