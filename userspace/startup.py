@@ -414,6 +414,7 @@ def _plan(family: Family) -> FamilyPlan | None:
         local=family.local,
         copy_addresses=family.copy_addrs,
         copy_routes=family.copy_routes,
+        more=family.more,
     )
 
 

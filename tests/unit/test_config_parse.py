@@ -290,6 +290,35 @@ def test_ipv6_prefix() -> None:
     assert pasta("-a", "2001:db8::1").prefix_v6 is None
 
 
+def test_several_addresses_of_one_version() -> None:
+    """The last one is the guest's, as if it were alone; the others are kept in their order."""
+    words = "-a 192.0.2.1/25 -a 2001:db8::1 -a 10.0.0.1 -a 192.0.2.3 -a 2001:db8::2/56"
+    options = pasta(*words.split())
+    assert (options.address_v4, options.prefix_v4) == (packed("192.0.2.3"), 24)
+    assert options.more_v4 == [(packed("192.0.2.1"), 25), (packed("10.0.0.1"), 8)]
+    assert (options.address_v6, options.prefix_v6) == (packed("2001:db8::2"), 56)
+    assert options.more_v6 == [(packed("2001:db8::1"), None)]
+    options = pasta("-n", "20", *["-a", "10.0.0.1", "-a", "10.0.0.2"])
+    assert (options.more_v4, options.prefix_v4) == ([(packed("10.0.0.1"), 20)], 20)
+
+
+def test_address_given_again() -> None:
+    """Once more is not another one: its prefix is replaced, or its place."""
+    options = pasta(*["-a", "192.0.2.1/25", "-a", "192.0.2.1/26"])
+    assert (options.more_v4, options.prefix_v4) == ([], 26)
+    options = pasta(*["-a", "192.0.2.1/25", "-a", "192.0.2.2", "-a", "192.0.2.1/27"])
+    assert (options.address_v4, options.prefix_v4) == (packed("192.0.2.1"), 27)
+    assert options.more_v4 == [(packed("192.0.2.2"), 24)]
+
+
+@pytest.mark.parametrize("form", ["192.0.2.{}", "2001:db8::{}"])
+def test_number_of_addresses_is_bounded(form: str) -> None:
+    words = [word for number in range(1, 9) for word in ("-a", form.format(number))]
+    assert pasta(*words).address_v4 or pasta(*words).address_v6
+    one_more = form.format(9)
+    assert refused(*words, "-a", one_more) == f"Too many addresses (maximum 8): {one_more}"
+
+
 @pytest.mark.parametrize(
     "words",
     [

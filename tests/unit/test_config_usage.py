@@ -47,7 +47,8 @@ def test_usage_fits_a_terminal() -> None:
 def test_usage_tells_defaults_and_repetition() -> None:
     text = " ".join(usage_text("pasta").split())
     assert "guest's interface, up to 65521; 0 leaves it alone (default: 65520)" in text
-    assert "Address of the guest (once for each IP version; default:" in text
+    assert "Address of the guest (may be repeated; default:" in text
+    assert "Router address for the guest (once for each IP version; default:" in text
     assert "(may be repeated; default: auto in pasta, none in passt)" in text
 
 

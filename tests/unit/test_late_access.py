@@ -54,6 +54,7 @@ PATHS = {
     "kernel.userns:is_ours": "before the user namespace is joined",
     "syscalls.closerange:_close_listed": "the child, which was forked before",
     "syscalls.tun:open_tun": "the netlink process, which ends during start-up",
+    "userspace.config.resolve:_index": "settling the configuration",
     "userspace.config.resolvconf:read": "settling the configuration",
     "userspace.config.values:existing_ifname": "reading options",
     "userspace.config.values:runas": "reading options",

@@ -191,3 +191,27 @@ def test_text_and_mapped_forms() -> None:
     assert nat.unmap(HOST4) == HOST4
     assert nat.endpoint(HOST6, 80) == "[2001:db8:7::7]:80"
     assert nat.endpoint(HOST4, 80) == "[198.51.100.7]:80"
+
+
+def test_hosts_further_addresses_that_the_guest_has_too(settings: Config) -> None:
+    """It would take packets from them for its own, and not answer; so they come from elsewhere."""
+    more4, more6 = ip("10.9.9.9"), ip("fd00::9")
+    made = config()
+    made.v4.own, made.v6.own = frozenset((GUEST4, more4)), frozenset((GUEST6, more6))
+    nat_ = Nat(made)
+    assert nat_.inbound_source(more4) == GATEWAY4
+    assert nat_.inbound_source(more6) == GATEWAY6
+    settings.v4.own = made.v4.own
+    assert Nat(settings).inbound_source(more4) == settings.v4.map_guest_addr
+    # It may use them.
+    nat_.observe4(more4)
+    nat_.observe6(more6)
+    assert (nat_.observed4, nat_.observed6) == (more4, more6)
+
+
+def test_scope_of_link_local_destinations(settings: Config) -> None:
+    settings.v6.ifindex = 3
+    assert Nat(settings).scope_id(ip("fe80::9")) == 3
+    assert Nat(settings).scope_id(ip("2001:db8::9")) == 0
+    settings.v6.outbound_index = 5
+    assert Nat(settings).scope_id(ip("fe80::9")) == 5

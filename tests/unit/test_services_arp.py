@@ -103,6 +103,15 @@ def test_assigned_address_may_change() -> None:
     assert handle(request("0.0.0.0", "192.0.2.77"), answering) is None
 
 
+def test_further_addresses_of_the_guest_are_not_claimed() -> None:
+    more = frozenset((ASSIGNED, bytes((192, 0, 2, 77))))
+    answering = ArpService(OUR_MAC, GATEWAY, ASSIGNED, more=more)
+    for target in ("192.0.2.15", "192.0.2.77"):
+        assert handle(request("0.0.0.0", target), answering) is None
+        assert handle(request("192.0.2.15", target), answering) is None
+    assert handle(request("0.0.0.0", "192.0.2.78"), answering) is not None
+
+
 def test_initial_request() -> None:
     raw = service().initial_request()
     assert raw is not None

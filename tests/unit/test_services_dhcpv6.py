@@ -254,6 +254,19 @@ def test_only_the_first_association_is_served(rig: Rig) -> None:
     assert [code for code, _ in options(rig.ask(frame(DHCP6_Solicit() / CLIENT_ID)))] == [2, 1]
 
 
+def test_several_addresses(make: Make) -> None:
+    """All in one association; each of them is right, any other one is not."""
+    more = "fd00::9"
+    rig = make(v6__more=[(ip(more), 64)])
+    reply = rig.ask(frame(DHCP6_Solicit(trid=1) / CLIENT_ID / IA))
+    assert reply is not None
+    assert [address.addr for address in reply[DHCP6OptIA_NA].ianaopts] == [GUEST, more]
+    for address, status in ((GUEST, 0), (more, 0), (FOREIGN, 4)):
+        reply = rig.ask(frame(DHCP6_Confirm(trid=1) / CLIENT_ID / with_address(address)))
+        assert reply is not None
+        assert reply[DHCP6OptStatusCode].statuscode == status
+
+
 def test_resolvers_search_list_and_name(make: Make) -> None:
     told = {"v6__dns": [ip("2001:db8::53"), ip("::1")], "search": ["a.example", "b.example"]}
     solicit = DHCP6_Solicit() / CLIENT_ID / IA

@@ -142,6 +142,24 @@ def test_prefix_follows_the_assigned_address() -> None:
     assert reply[ICMPv6NDOptPrefixInfo].prefix == "fec0:0:0:9::"
 
 
+def test_prefixes_of_several_addresses() -> None:
+    """Each /64 once, that of the assigned address first, and none that is link-local."""
+    more = [packed(text) for text in ("fd00::9", "2001:db8:0:7::9", "fe80::9", "2001:db8:0:8::9")]
+    reply = handle(
+        ICMPv6ND_RS(), answering=NdpService(OUR_MAC, OURS, ASSIGNED, mtu_option(1500), more=more)
+    )
+    assert reply is not None
+    found = []
+    option = reply[ICMPv6ND_RA].payload
+    while option:
+        if isinstance(option, ICMPv6NDOptPrefixInfo):
+            found.append((option.prefix, option.prefixlen, option.validlifetime))
+        option = option.payload
+    prefixes = ("2001:db8:0:7::", "fd00::", "2001:db8:0:8::")
+    assert found == [(prefix, 64, 0xFFFFFFFF) for prefix in prefixes]
+    assert reply[ICMPv6NDOptMTU].mtu == 1500
+
+
 def test_no_mtu_option_without_mtu() -> None:
     reply = handle(ICMPv6ND_RS(), answering=NdpService(OUR_MAC, OURS, ASSIGNED, b""))
     assert reply is not None

@@ -65,6 +65,51 @@ def test_single_ipv6_address_gets_a_subnet_prefix() -> None:
     assert resolved("--config-net", "-a", "2001:db8::9/80").v6.prefix_len == 80
 
 
+def test_several_addresses() -> None:
+    """One is the guest's, the others are further ones; none of the host's comes along."""
+    words = "-a 192.0.2.8/25 -a 192.0.2.9 -a 2001:db8::8 -a 2001:db8::9/80"
+    config = resolved("--config-net", *words.split(), found=several())
+    v4, v6 = config.v4, config.v6
+    assert (v4.addr, v4.more) == (ip("192.0.2.9"), [(ip("192.0.2.8"), 25)])
+    assert (v6.addr, v6.more) == (ip("2001:db8::9"), [(ip("2001:db8::8"), 64)])
+    assert v4.own == {ip("192.0.2.8"), ip("192.0.2.9")}
+    assert v6.own == {ip("2001:db8::8"), ip("2001:db8::9")}
+
+
+def several() -> TemplateInfo:
+    """A host with further addresses on its template interfaces."""
+    found = template()
+    assert found.ipv4 is not None and found.ipv6 is not None
+    found.ipv4.others = [ip("192.0.2.3")]
+    found.ipv6.others = [ip("fd00::2"), ip("2001:db8::3")]
+    return found
+
+
+def test_addresses_that_are_copied_are_the_guests_too() -> None:
+    config = resolved("--config-net", found=several())
+    assert config.v4.own == {ip("192.0.2.2"), ip("192.0.2.3")}
+    assert config.v6.own == {ip("2001:db8::2"), ip("2001:db8::3"), ip("fd00::2")}
+    assert config.v4.more == config.v6.more == []
+    for words in ((), ("--config-net", "--no-copy-addrs")):
+        config = resolved(*words, found=several())
+        assert config.v4.own == {ip("192.0.2.2")}
+    assert resolved("--config-net", found=NOTHING).v6.own == frozenset()
+
+
+def test_neighbours_of_the_outbound_interface(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Link-local addresses mean those: sockets bound to it could reach no others."""
+    monkeypatch.setattr(socket, "if_nametoindex", {"uplink": 9}.__getitem__)
+    assert resolved().v6.scope == 4
+    assert resolved("--outbound-if6", "uplink").v6.scope == 9
+    assert resolved("--outbound-if4", "uplink").v6.scope == 4
+
+    def absent(_name: str) -> int:
+        raise OSError
+
+    monkeypatch.setattr(socket, "if_nametoindex", absent)
+    assert resolved("--outbound-if6", "uplink").v6.scope == 4
+
+
 def test_link_local_gateway_becomes_our_own() -> None:
     config = resolved(found=template(gateway6=ip("fe80::7")))
     assert config.v6.our_ll == config.v6.gateway == config.v6.map_host_loopback == ip("fe80::7")

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from passt.userspace.config.ports import PortOption
     from passt.userspace.config.table import Store
 
+#: Addresses of the guest by option, per IP version: so many prefixes fit an advertisement.
+MAX_ADDRESSES = 8
+
 
 def flag(attribute: str) -> Store:
     """Store True in ``attribute``."""
@@ -107,15 +110,24 @@ def show_seccomp(options: Options, _text: str) -> None:
 
 
 def address(options: Options, text: str) -> None:
-    """Take an address of the guest, with or without prefix length."""
+    """Take an address of the guest, with or without prefix length.
+
+    The last one of an IP version is *the* address of the guest, those before are further ones.
+    """
     addr, length = values.guest_address(text)
     if length is not None:
         options.prefix_given = True
         _check_prefix_once(options)
-    if len(addr) == 4:
-        options.address_v4, options.prefix_v4 = addr, length
-    else:
-        options.address_v6, options.prefix_v6 = addr, length
+    version = 4 if len(addr) == 4 else 6
+    before: bytes | None = getattr(options, f"address_v{version}")
+    more: list[tuple[bytes, int | None]] = getattr(options, f"more_v{version}")
+    if before is not None and before != addr:
+        more[:] = [entry for entry in more if entry[0] != addr]
+        more.append((before, getattr(options, f"prefix_v{version}")))
+        if len(more) == MAX_ADDRESSES:
+            raise UsageError(f"Too many addresses (maximum {MAX_ADDRESSES}): {text}")
+    setattr(options, f"address_v{version}", addr)
+    setattr(options, f"prefix_v{version}", length)
 
 
 def netmask(options: Options, text: str) -> None:

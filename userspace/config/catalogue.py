@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from passt.userspace.config import values
 from passt.userspace.config.actions import (
+    MAX_ADDRESSES,
     address,
     dhcp_option,
     dhcpv6_option,
@@ -241,12 +242,15 @@ TABLE: tuple[Option, ...] = (
         "a",
         "ADDR[/LEN]",
         address,
-        repeat=FAMILY,
+        repeat=ADD,
         default="from the host's interface",
         help="Address of the guest",
-        details="An IPv4 address without a length gets the prefix of its class, 8, 16 or 24 "
-        "bits, unless `--netmask` is given. Incoming connections go to this address, whatever "
-        f"the guest's traffic looks like. {_BY_HAND}",
+        details="The last one of each IP version is the address that DHCP assigns, that the "
+        "namespace prefers as a source, and that incoming connections go to, whatever the "
+        f"guest's traffic looks like. Those before, {MAX_ADDRESSES - 1} at most, are further "
+        "addresses of the guest: with `--config-net` its interface gets them as well, and DHCPv6 "
+        "and router advertisements offer them. An IPv4 address without a length gets the prefix "
+        f"of its class, 8, 16 or 24 bits, unless `--netmask` is given. {_BY_HAND}",
     ),
     Option(
         "netmask",

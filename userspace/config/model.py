@@ -62,9 +62,12 @@ class Family:
         "local",
         "map_guest_addr",
         "map_host_loopback",
+        "more",
         "our_ll",
         "outbound_addr",
         "outbound_if",
+        "outbound_index",
+        "own",
         "prefix_len",
         "version",
     )
@@ -81,6 +84,10 @@ class Family:
         #: The guest's assigned address, ``None`` if there is none (IPv6 in local mode).
         self.addr: bytes | None = None
         self.prefix_len = 24 if version == 4 else 64
+        #: Further addresses that the user gave the guest, with prefix lengths.
+        self.more: list[tuple[bytes, int]] = []
+        #: All addresses that the guest was given, by whom or from where ever.
+        self.own: frozenset[bytes] = frozenset()
         #: True if the user gave the address: the guest's traffic never changes it.
         self.addr_fixed = False
         #: The router address that the guest is given, ``None`` without default route.
@@ -93,6 +100,8 @@ class Family:
         #: Source address and device of outbound sockets, ``None`` and empty for any.
         self.outbound_addr: bytes | None = None
         self.outbound_if = ""
+        #: Its index, 0 if there is no such interface now.
+        self.outbound_index = 0
         #: Guest-side address that stands for the host's loopback, ``None`` if unmapped.
         self.map_host_loopback: bytes | None = None
         #: Guest-side address that stands for the host's own (assigned) address.
@@ -103,6 +112,11 @@ class Family:
         self.dns_match: bytes | None = None
         #: … which is this one.
         self.dns_host: bytes | None = None
+
+    @property
+    def scope(self) -> int:
+        """Index of the interface whose neighbours link-local addresses stand for, 0 for none."""
+        return self.outbound_index or self.ifindex
 
 
 class Config:

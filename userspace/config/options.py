@@ -115,6 +115,8 @@ class Options:
         "map_host_loopback_v6",
         "max_memory",
         "mode",
+        "more_v4",
+        "more_v6",
         "mtu",
         "netmask",
         "netns",
@@ -190,6 +192,9 @@ class Options:
         self.mtu = DEFAULT_MTU
         self.address_v4: bytes | None = None
         self.address_v6: bytes | None = None
+        #: Further addresses of the guest, in the order given, with their prefix lengths if any.
+        self.more_v4: list[tuple[bytes, int | None]] = []
+        self.more_v6: list[tuple[bytes, int | None]] = []
         #: Prefix lengths wanted by ``-a`` or ``-n``; once parsing is over, an IPv4 address
         #: without a length has that of its class.  ``None``: as on the host, 64 for IPv6.
         self.prefix_v4: int | None = None

@@ -117,6 +117,10 @@ def _finish_prefix(options: Options) -> None:
     if options.prefix_v4 is None and options.address_v4 is not None:
         options.prefix_v4 = values.class_prefix_len(options.address_v4)
     options.prefix_v6 = options.prefix_v6 or None
+    options.more_v4 = [
+        (addr, options.netmask or length or values.class_prefix_len(addr))
+        for addr, length in options.more_v4
+    ]
 
 
 def _finish_rules(options: Options) -> None:

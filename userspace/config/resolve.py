@@ -78,8 +78,9 @@ def resolve(
     ``versions`` are IPv4 and IPv6.  Warns of resolvers that are missing.
     """
     config = Config(options.mode)
-    _resolve_family(config.v4, options, template.ipv4)
-    _resolve_family(config.v6, options, template.ipv6)
+    for family, found in ((config.v4, template.ipv4), (config.v6, template.ipv6)):
+        _resolve_family(family, options, found)
+        family.own = _own_addresses(family, found if options.config_net else None)
     config.v4.enabled, config.v6.enabled = versions
     config.ns_ifname = options.ns_ifname or config.v4.ifname or config.v6.ifname or _DEFAULT_IFNAME
     config.mtu = options.mtu
@@ -153,14 +154,36 @@ def _resolve_family(family: Family, options: Options, template: FamilyTemplate |
             own = family.gateway
         family.our_ll = own or _LOCAL_GATEWAY[6]
     family.addr_fixed = addr is not None
+    given: list[tuple[bytes, int | None]] = getattr(options, f"more_v{version}")
+    family.more = [(further, length or PREFIX6) for further, length in given]
     family.copy_addrs = not (family.local or addr or options.no_copy_addrs)
     family.copy_routes = not (family.local or gateway or options.no_copy_routes)
     family.outbound_addr = getattr(options, f"outbound_v{version}")
     family.outbound_if = getattr(options, f"outbound_if{version}")
+    if family.outbound_if:
+        family.outbound_index = _index(family.outbound_if)
     family.map_guest_addr = getattr(options, f"map_guest_addr_v{version}")
     family.map_host_loopback = getattr(options, f"map_host_loopback_v{version}")
     if family.map_host_loopback is None and not options.no_map_gw:
         family.map_host_loopback = family.gateway
+
+
+def _own_addresses(family: Family, copied: FamilyTemplate | None) -> frozenset[bytes]:
+    """Every address that the guest has; ``copied`` is what addresses are copied from, if any."""
+    own = {addr for addr, _ in family.more}
+    if family.addr is not None:
+        own.add(family.addr)
+    if copied is not None and family.copy_addrs:
+        own.update(copied.others)
+    return frozenset(own)
+
+
+def _index(name: str) -> int:
+    """The index of an interface, 0 if there is none of that name (yet)."""
+    try:
+        return socket.if_nametoindex(name)
+    except OSError:
+        return 0
 
 
 def _is_link_local(addr: bytes) -> bool:

@@ -86,6 +86,7 @@ def _link_lines(config: Config) -> list[str]:
             lines += [
                 f"{'/'.join(servers)}:",
                 f"    assign: {_or_unspecified(config.v6.addr)}",
+                *(f"    assign: {address_text(addr)}" for addr, _ in config.v6.more),
                 f"    router: {_or_unspecified(config.v6.gateway)}",
                 f"    our link-local: {_or_unspecified(config.v6.our_ll)}",
             ]

@@ -103,7 +103,8 @@ class Nat:
         self._foreign = {UNSPECIFIED4, UNSPECIFIED6, BROADCAST4}
         for family in (config.v4, config.v6):
             ours = {family.gateway, family.our_ll, family.map_host_loopback, family.map_guest_addr}
-            self._foreign |= {addr for addr in ours if addr is not None and addr != family.addr}
+            guests = family.own | {family.addr}
+            self._foreign |= {addr for addr in ours if addr is not None and addr not in guests}
         self.observed4: bytes | None = config.v4.addr
         self.observed6: bytes | None = config.v6.addr
         self.observed_ll: bytes | None = None
@@ -165,12 +166,14 @@ class Nat:
             observed = self.observed6
             if source == LOOPBACK6 and family.map_host_loopback is not None:
                 return family.map_host_loopback
-        if source == family.addr and family.map_guest_addr is not None:
+        guests = source == family.addr or source in family.own
+        if guests and family.map_guest_addr is not None:
             return family.map_guest_addr
         hidden = (
-            is_loopback(source)
+            guests
+            or is_loopback(source)
             or is_unspecified(source)
-            or source in (family.addr, observed, self.observed_ll)
+            or source in (observed, self.observed_ll)
         )
         return self._fallback(source, target) if hidden else source
 
@@ -215,4 +218,4 @@ class Nat:
 
     def scope_id(self, address: bytes) -> int:
         """Interface index that a host-side ``address`` must be scoped with, usually 0."""
-        return self._v6.ifindex if is_link_local(address) else 0
+        return self._v6.scope if is_link_local(address) else 0

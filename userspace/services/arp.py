@@ -4,7 +4,7 @@ All of the guest's IPv4 traffic comes to us, whatever its routes call on-link, s
 for *any* address is answered.  The exceptions avoid false alarms of duplicate detection
 (RFC 5227):
 
-* a request for the assigned address, from anybody: a client probes it before use;
+* a request for an address that the guest was given, from anybody: it is probed before use;
 * an announcement (sender = target): the host legitimately has the same address, and an
   answer would look like a conflict.
 
@@ -30,11 +30,11 @@ class ArpService:
 
     ``our_mac`` is our link-layer address; ``our_addr`` ours on the link (the guest's
     gateway), ``None`` if there is none; ``guest_addr`` the address assigned to the guest,
-    which may be changed later.  ``mac_for(address)`` gives the MAC to show for an address;
-    without it that is ours.
+    which may be changed later, ``more`` are further ones of its.  ``mac_for(address)`` gives
+    the MAC to show for an address; without it that is ours.
     """
 
-    __slots__ = ("_mac_for", "_our_addr", "_our_mac", "guest_addr")
+    __slots__ = ("_mac_for", "_more", "_our_addr", "_our_mac", "guest_addr")
 
     def __init__(
         self,
@@ -42,10 +42,12 @@ class ArpService:
         our_addr: bytes | None,
         guest_addr: bytes | None,
         mac_for: Callable[[bytes], bytes] | None = None,
+        more: frozenset[bytes] = frozenset(),
     ) -> None:
         self._our_mac = our_mac
         self._our_addr = our_addr
         self.guest_addr = guest_addr
+        self._more = more
         self._mac_for = mac_for
 
     def handle(self, buf: Octets, off: int, end: int) -> bytes | None:
@@ -58,7 +60,7 @@ class ArpService:
             drops.bump(drops.ARP_FORMAT)
             return None
         operation, sender_mac, sender, target = message
-        if operation != arp.REQUEST or target == self.guest_addr:
+        if operation != arp.REQUEST or target == self.guest_addr or target in self._more:
             return None
         if sender == target and sender != _UNSPECIFIED:
             return None

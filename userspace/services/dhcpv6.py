@@ -1,4 +1,4 @@
-"""DHCPv6: the guest's one global address, for whoever asks (RFC 8415).
+"""DHCPv6: the guest's global address or addresses, for whoever asks (RFC 8415).
 
 As in :mod:`passt.userspace.services.dhcp` there is nothing to remember.  Unlike there, a
 client that believes in another address is told that it does not belong here (NotOnLink), and
@@ -14,8 +14,8 @@ another instance: its RENEW goes unanswered and its REBIND, which names no serve
     INFORMATION-REQUEST           REPLY                      likewise; no IA in it
     RELEASE, DECLINE, others      nothing
 
-Only what was asked for is assigned: the first IA_NA.  Options about resolvers and names are
-sent whether asked for or not.
+Only what was asked for is assigned: the first IA_NA, which gets all addresses there are.  Options
+about resolvers and names are sent whether asked for or not.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from passt.userspace.wire.checksum import pseudo_sum
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from passt.userspace.config.model import Config
 
@@ -77,25 +77,25 @@ def offers(config: Config) -> dict[int, bytes]:
 class Dhcp6Service:
     """Answers DHCPv6 clients.
 
-    ``our_ll`` is our link-local address, ``guest_addr`` the address to assign, ``told`` are
+    ``our_ll`` is our link-local address, ``guest_addrs`` the addresses to assign, ``told`` are
     options about other things, ``started`` is our start in seconds of Unix time.
     ``note(text)`` is told of each answer.
     """
 
-    __slots__ = ("_guest_addr", "_note", "_our_ll", "_our_mac", "_server_id", "_told")
+    __slots__ = ("_guest_addrs", "_note", "_our_ll", "_our_mac", "_server_id", "_told")
 
     def __init__(
         self,
         our_mac: bytes,
         our_ll: bytes,
-        guest_addr: bytes,
+        guest_addrs: Sequence[bytes],
         told: dict[int, bytes],
         started: float,
         note: Callable[[str], None] | None = None,
     ) -> None:
         self._our_mac = our_mac
         self._our_ll = our_ll
-        self._guest_addr = guest_addr
+        self._guest_addrs = guest_addrs
         self._told = told
         self._server_id = dhcp6.duid_llt(our_mac, started)
         self._note = note
@@ -141,7 +141,7 @@ class Dhcp6Service:
         """The answer to a client that has another address than ours, else ``None``."""
         for association in message.associations:
             for addr in association.addresses:
-                if addr == self._guest_addr:
+                if addr in self._guest_addrs:
                     continue
                 text = socket.inet_ntop(socket.AF_INET6, addr)
                 self._tell(f"DHCPv6: requested address {text} not on link")
@@ -167,7 +167,7 @@ class Dhcp6Service:
         if message.kind == dhcp6.CONFIRM:
             payload += dhcp6.status(dhcp6.SUCCESS)
         elif wanted is not None:
-            payload += dhcp6.lease(wanted.fixed[:4], self._guest_addr)
+            payload += dhcp6.lease(wanted.fixed[:4], self._guest_addrs)
         payload += dhcp6.option(dhcp6.CLIENT_ID, message.client_id)
         for code, value in sorted(self._told.items()):
             if code == dhcp6.CLIENT_FQDN:

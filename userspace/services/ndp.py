@@ -5,10 +5,10 @@ traffic of the guest comes to us; the reasons are those of :mod:`~passt.userspac
 Those from the unspecified address are duplicate detection and never answered: the host may
 well have the address that the guest is about to use.
 
-**Router solicitations** are answered at once with one advertisement: the /64 of the guest's
-global address, our MAC, the MTU, resolvers and search list (RFC 8106).  The lifetimes of all of
-these are infinite, except that of the router itself, for which 65535 s are the most (RFC 8319).
-Thus from the first solicitation on, an advertisement is sent to all nodes now and then
+**Router solicitations** are answered at once with one advertisement: the /64 of each of the
+guest's global addresses, our MAC, the MTU, resolvers and search list (RFC 8106).  The lifetimes
+of all of these are infinite, except that of the router itself, for which 65535 s are the most
+(RFC 8319).  Thus from the first solicitation on, an advertisement is sent to all nodes now and then
 (:meth:`NdpService.on_solicited`).  Advertisements by the guest are swallowed.
 
 Answers come from our link-local address; guests ignore a router that uses any other.  All
@@ -25,7 +25,7 @@ from passt.userspace.wire.ipv6 import ALL_NODES, LOOPBACK, UNSPECIFIED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from passt.userspace.config.model import Config
 
@@ -39,13 +39,14 @@ _MAX_SEARCH = 1280 - 56 - 48 - 56 - 8 - ndp.MAX_USER_OPTIONS
 def offers(config: Config) -> bytes:
     """The options that ``config`` has to tell in advertisements, beside prefix and MAC."""
     told: dict[int, bytes] = {}
+    room = _MAX_SEARCH - ndp.PREFIX_LEN * len(config.v6.more)
     if config.mtu:
         told[ndp.MTU] = ndp.mtu_body(config.mtu)
     if config.dhcp_dns and config.v6.dns:
         told[ndp.RESOLVERS] = ndp.dns_body(b"".join(config.v6.dns))
         # A list without resolvers confuses clients.
         if config.dhcp_search:
-            search = names.encode_list(list(map(os.fsencode, config.search)), _MAX_SEARCH)
+            search = names.encode_list(list(map(os.fsencode, config.search)), room)
             if search:
                 told[ndp.SEARCH_LIST] = ndp.dns_body(search)
     for kind, body in config.ra_opts.items():
@@ -61,14 +62,16 @@ class NdpService:
 
     ``our_mac`` and ``our_ll`` are our link-layer and link-local address; ``guest_addr`` is
     the address assigned to the guest, ``None`` as long as there is none (it may be changed
-    later); ``told`` are the further options of advertisements.  With ``neighbours`` false
-    nothing at all is answered (``--no-ndp``), with ``router`` false no router solicitation
-    (``--no-ra``, ``--config-net``).  ``mac_for(address)`` gives the MAC to show for an address;
-    without it that is ours.  ``note(text)`` is told of each answer, with a constant text.
+    later), ``more`` are further ones; ``told`` are the further options of advertisements.  With
+    ``neighbours`` false nothing at all is answered (``--no-ndp``), with ``router`` false no
+    router solicitation (``--no-ra``, ``--config-net``).  ``mac_for(address)`` gives the MAC to
+    show for an address; without it that is ours.  ``note(text)`` is told of each answer, with a
+    constant text.
     """
 
     __slots__ = (
         "_mac_for",
+        "_more",
         "_neighbours",
         "_note",
         "_our_ll",
@@ -86,6 +89,7 @@ class NdpService:
         guest_addr: bytes | None,
         told: bytes,
         *,
+        more: Sequence[bytes] = (),
         neighbours: bool = True,
         router: bool = True,
         mac_for: Callable[[bytes], bytes] | None = None,
@@ -94,6 +98,7 @@ class NdpService:
         self._our_mac = our_mac
         self._our_ll = our_ll
         self.guest_addr = guest_addr
+        self._more = more
         self._told = told
         self._neighbours = neighbours
         self._router = router and neighbours
@@ -153,11 +158,13 @@ class NdpService:
 
     def router_advertisement(self, dst: bytes, guest_mac: bytes) -> bytes:
         """An advertisement to ``dst``: a solicitor, or all nodes if nobody asked."""
-        prefix = self.guest_addr
-        if prefix is not None and prefix[0] == 0xFE and prefix[1] & 0xC0 == 0x80:
+        prefixes = dict.fromkeys(
+            addr[:8]
+            for addr in (self.guest_addr, *self._more)
             # A link-local address is no reason to announce fe80::/64.
-            prefix = None
-        message = ndp.router_advertisement(self._our_mac, prefix, self._told)
+            if addr is not None and not (addr[0] == 0xFE and addr[1] & 0xC0 == 0x80)
+        )
+        message = ndp.router_advertisement(self._our_mac, prefixes, self._told)
         return icmp.frame6(guest_mac, self._our_mac, self._our_ll, dst, message)
 
     def initial_solicitation(self, guest_mac: bytes) -> bytes | None:

@@ -46,7 +46,7 @@ class Services:
         self._allowance = float(BURST)
         self._counted = loop.now
         v4, v6 = config.v4, config.v6
-        self._arp = ArpService(config.our_mac, v4.gateway, v4.addr)
+        self._arp = ArpService(config.our_mac, v4.gateway, v4.addr, more=v4.own)
         self._ndp: NdpService | None = None
         self._dhcp: DhcpService | None = None
         self._dhcp6: Dhcp6Service | None = None
@@ -59,11 +59,13 @@ class Services:
             self._dhcp = server.DhcpService(config.our_mac, v4.gateway, v4.addr, told, _note_dhcp)
         if not v6.enabled or v6.our_ll is None:
             return
+        more6 = [addr for addr, _ in v6.more]
         self._ndp = NdpService(
             config.our_mac,
             v6.our_ll,
             v6.addr,
             ra_offers(config),
+            more=more6,
             neighbours=config.ndp,
             router=config.ra,
             note=_note_ndp,
@@ -77,7 +79,7 @@ class Services:
 
             told6 = server6.offers(config)
             self._dhcp6 = server6.Dhcp6Service(
-                config.our_mac, v6.our_ll, v6.addr, told6, time.time(), _note_dhcpv6
+                config.our_mac, v6.our_ll, (v6.addr, *more6), told6, time.time(), _note_dhcpv6
             )
 
     def arp(self, buf: memoryview, off: int, end: int) -> None:

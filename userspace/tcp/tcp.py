@@ -14,6 +14,7 @@ import struct
 from passt.userspace import log
 from passt.userspace.flow import nat as addresses
 from passt.userspace.flow.rules import HOST
+from passt.userspace.flow.sockname import name
 from passt.userspace.tcp import unreachable
 from passt.userspace.tcp.accept import refuse, refuse_without_rule
 from passt.userspace.tcp.const import (
@@ -167,7 +168,7 @@ class Tcp:
         source = nat.outbound_source(host)
         if source is not None:
             try:
-                sock.bind((addresses.text(source), 0))
+                sock.bind(name(source, 0, nat.scope_id(source)))
             except OSError as error:
                 log.limited(
                     "tcp-bind", log.WARNING, "Can't bind TCP outbound socket to %s: %s",
@@ -183,9 +184,7 @@ class Tcp:
                     family, device, error.strerror,
                 )  # fmt: skip
         try:
-            if len(host) == 4:
-                return sock.connect_ex((addresses.text(host), port))
-            return sock.connect_ex((addresses.text(host), port, 0, nat.scope_id(host)))
+            return sock.connect_ex(name(host, port, nat.scope_id(host)))
         except OSError as error:
             return error.errno or errno.EIO
 

@@ -207,7 +207,7 @@ class UdpBase:
         local = nat.outbound_source(peer) or (UNSPECIFIED4 if len(peer) == 4 else UNSPECIFIED6)
         if is_unspecified(peer) or len(local) != len(peer):
             return None
-        scope = self._config.v6.ifindex
+        scope = self._config.v6.scope
         device = nat.bind_device(peer)
         while True:
             try:

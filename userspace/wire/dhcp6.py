@@ -21,7 +21,7 @@ from passt.userspace.wire import Octets
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 SERVER_PORT = 547
 CLIENT_PORT = 546
@@ -169,10 +169,11 @@ def header(kind: int, xid: bytes) -> bytes:
     return bytes((kind,)) + xid
 
 
-def lease(iaid: bytes, addr: bytes) -> bytes:
-    """An IA_NA that assigns ``addr`` for ever."""
-    address = option(IAADDR, _ADDRESS.pack(addr, INFINITE, INFINITE))
-    return option(IA_NA, iaid + struct.pack("!II", INFINITE, INFINITE) + address)
+def lease(iaid: bytes, addrs: Sequence[bytes]) -> bytes:
+    """An IA_NA that assigns ``addrs`` for ever."""
+    fixed = iaid + struct.pack("!II", INFINITE, INFINITE)
+    assigned = (option(IAADDR, _ADDRESS.pack(addr, INFINITE, INFINITE)) for addr in addrs)
+    return option(IA_NA, fixed + b"".join(assigned))
 
 
 def status(code: int, text: bytes = b"") -> bytes:

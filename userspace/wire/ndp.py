@@ -9,6 +9,10 @@ from __future__ import annotations
 
 import struct
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 ROUTER_SOLICITATION = 133
 ROUTER_ADVERTISEMENT = 134
 NEIGHBOUR_SOLICITATION = 135
@@ -25,6 +29,9 @@ MAX_USER_OPTIONS = 512
 
 #: Lifetime that never ends, in options.
 INFINITE = 0xFFFFFFFF
+
+#: Bytes of a PREFIX_INFORMATION option.
+PREFIX_LEN = 32
 
 _SOURCE_LINK_LAYER = 1
 _TARGET_LINK_LAYER = 2
@@ -90,16 +97,16 @@ def option(kind: int, body: bytes) -> bytes:
     return bytes((kind, units)) + body.ljust(units * 8 - 2, b"\0")
 
 
-def router_advertisement(mac: bytes, prefix: bytes | None, options: bytes) -> bytearray:
+def router_advertisement(mac: bytes, prefixes: Iterable[bytes], options: bytes) -> bytearray:
     """An advertisement of the router at ``mac``.
 
-    ``prefix`` is an address of the /64 to announce, without limit of lifetime, or ``None``;
+    ``prefixes`` are the first 8 bytes of each /64 to announce, without limit of lifetime;
     ``options`` are further ones, complete.
     """
     message = bytearray(
         _ROUTER.pack(ROUTER_ADVERTISEMENT, 0, 0, _HOP_LIMIT, _MANAGED, _ROUTER_LIFETIME, 0, 0)
     )
-    if prefix is not None:
+    for prefix in prefixes:
         message += _PREFIX.pack(
             PREFIX_INFORMATION,
             4,
@@ -108,7 +115,7 @@ def router_advertisement(mac: bytes, prefix: bytes | None, options: bytes) -> by
             INFINITE,
             INFINITE,
             0,
-            prefix[:8] + b"\0" * 8,
+            prefix + b"\0" * 8,
         )
     message += _LINK_LAYER.pack(_SOURCE_LINK_LAYER, 1, mac)
     message += options
