@@ -114,10 +114,19 @@ class Processes:
             self._running.remove(process)
         return process.wait(5.0)
 
-    def stop_all(self) -> None:
-        """End every process that still runs, latest first, and close every socket."""
+    @property
+    def running(self) -> list[subprocess.Popen[str]]:
+        """The processes that have not been stopped, in the order of their start."""
+        return self._running[:]
+
+    def stop_all(self, keep: Sequence[subprocess.Popen[str]] = ()) -> None:
+        """End every process that still runs, latest first, and close every socket.
+
+        Those in *keep* go on.
+        """
         for process in reversed(self._running[:]):
-            self.stop(process)
+            if process not in keep:
+                self.stop(process)
         for sock in list(self.sockets):
             sock.close()
 

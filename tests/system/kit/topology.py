@@ -114,6 +114,12 @@ class Topology:
         ns.ip("link set lo up\n")
         return ns
 
+    def remove(self, ns: Netns) -> None:
+        """Remove a namespace made by :meth:`namespace` before the topology goes."""
+        name = os.path.basename(ns.path)
+        self._namespaces.remove(name)
+        subprocess.run(["ip", "netns", "del", name], check=False)
+
     def close(self) -> None:
         """End all processes, remove all namespaces."""
         self.processes.stop_all()

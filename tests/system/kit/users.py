@@ -77,12 +77,13 @@ def ordinary_user() -> User:
     return User(NAME)
 
 
-def install_copy(folder: str, script: str, user: User) -> str:
+def install_copy(folder: str, script: str, user: User, tree: str = TREE) -> str:
     """Install the package in *folder* for *user*; return the path of the new console script.
 
     *script* is the console script of the development environment; its text is reused, so that
     start-up costs what it costs when installed by pip. Packages that passt depends on are used
-    from where they are, or copied when *user* cannot read them there.
+    from where they are, or copied when *user* cannot read them there. *tree* is the source tree
+    to install, by default the one that this file is in.
     """
     version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
     candidates = [os.path.realpath(sys.executable), shutil.which(version, path="/usr/bin") or ""]
@@ -93,7 +94,7 @@ def install_copy(folder: str, script: str, user: User) -> str:
     subprocess.run([base, "-m", "venv", "--without-pip", environment], check=True)
     site = os.path.join(environment, "lib", version, "site-packages")
     shutil.copytree(
-        os.path.join(TREE, "passt"),
+        os.path.join(tree, "passt"),
         os.path.join(site, "passt"),
         ignore=shutil.ignore_patterns("__pycache__", "*.py[co]"),
     )

@@ -7,17 +7,21 @@
 ``exchange.py ask ADDRESS PORT N SIZE``     N exchanges on one TCP connection
 ``exchange.py connect ADDRESS PORT N SIZE`` N times: connect, one exchange, close
 ``exchange.py ask-udp ADDRESS PORT N SIZE`` N exchanges of datagrams
+``exchange.py ping ADDRESS 0 N SIZE``       N echo requests; takes raw sockets
 ==========================================  ====================================================
 
 Messages are SIZE bytes each way. The asking side makes a tenth as many exchanges to warm up, and
-prints median and 99th percentile in microseconds as JSON. Blocking sockets, Nagle off: the time is
+prints percentiles in microseconds as JSON. Blocking sockets, Nagle off: the time is
 that of the path and of the wake-ups along it.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import socket
+import struct
 import sys
 import time
 from collections.abc import Callable
@@ -125,6 +129,51 @@ def ask_udp(address: str, port: int, size: int) -> Callable[[], None]:
     return exchange
 
 
+def ping(address: str, _port: int, size: int) -> Callable[[], None]:
+    """Return what sends an echo request and waits for its answer (RFC 792, RFC 4443)."""
+    identifier = os.getpid() & 0xFFFF
+    version_6 = ":" in address
+    protocol = socket.IPPROTO_ICMPV6 if version_6 else socket.IPPROTO_ICMP
+    request, reply, header = (128, 129, 0) if version_6 else (8, 0, 20)
+    sock = socket.socket(family(address), socket.SOCK_RAW, protocol)
+    sock.settimeout(30)
+    sock.connect((address, 0))
+    buffer, payload, numbers = bytearray(65536), bytes(size), itertools.count()
+
+    def exchange() -> None:
+        number = next(numbers) & 0xFFFF
+        packet = struct.pack(">BBHHH", request, 0, 0, identifier, number) + payload
+        sum_ = checksum(packet)  # for IPv6 the kernel's business
+        sock.send(packet[:2] + sum_ + packet[4:])
+        expected = struct.pack(">HH", identifier, number)
+        while True:
+            sock.recv_into(buffer)
+            if buffer[header] == reply and buffer[header + 4 : header + 8] == expected:
+                return
+
+    return exchange
+
+
+def checksum(data: bytes) -> bytes:
+    """The Internet checksum (RFC 1071) of data of even length."""
+    total: int = sum(struct.unpack(f">{len(data) // 2}H", data))
+    while total > 0xFFFF:
+        total = (total & 0xFFFF) + (total >> 16)
+    return struct.pack(">H", ~total & 0xFFFF)
+
+
+def percentiles(times: list[float]) -> dict[str, float]:
+    """Percentiles of *times* in seconds, in microseconds."""
+    ordered = sorted(times)
+    points = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
+    last = len(ordered) - 1
+    return {
+        name: ordered[min(last, int(len(ordered) * p))] * 1e6
+        for name, p in points.items()
+        if len(ordered) * (1 - p) >= 1  # as many as say something
+    }
+
+
 def measure(exchange: Callable[[], None], count: int) -> None:
     """Make the exchanges and print the result."""
     times = []
@@ -132,12 +181,11 @@ def measure(exchange: Callable[[], None], count: int) -> None:
         started = time.perf_counter()
         exchange()
         times.append(time.perf_counter() - started)
-    times = sorted(times[count // 10 :])
-    print(json.dumps({"p50": times[count // 2] * 1e6, "p99": times[count * 99 // 100] * 1e6}))
+    print(json.dumps(percentiles(times[count // 10 :])))
 
 
 SERVERS = {"serve": serve, "serve-each": serve_each, "serve-udp": serve_udp}
-CLIENTS = {"ask": ask, "connect": connect, "ask-udp": ask_udp}
+CLIENTS = {"ask": ask, "connect": connect, "ask-udp": ask_udp, "ping": ping}
 
 
 if __name__ == "__main__":

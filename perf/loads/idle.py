@@ -2,7 +2,7 @@
 
 ``idle.py serve ADDRESS PORT`` accepts connections and answers the first byte of each with one;
 ``idle.py hold ADDRESS PORT COUNT`` makes up to COUNT, one after the other, as far as they are
-answered, prints how many, and keeps them until its standard input ends.
+answered, prints how many and the seconds that took, and keeps them until its standard input ends.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import resource
 import select
 import socket
 import sys
+import time
 
 PATIENCE = 5.0  # seconds for an answer
 
@@ -36,7 +37,8 @@ def serve(address: str, port: int) -> None:
 
 def hold(address: str, port: int, count: int) -> None:
     """Make the connections and keep them."""
-    held = []
+    held: list[socket.socket] = []
+    started = time.monotonic()
     try:
         while len(held) < count:
             sock = socket.create_connection((address, port), timeout=PATIENCE)
@@ -46,7 +48,7 @@ def hold(address: str, port: int, count: int) -> None:
             held.append(sock)
     except OSError:
         pass  # as many as there can be
-    print(len(held), flush=True)
+    print(len(held), time.monotonic() - started, flush=True)
     sys.stdin.read()
 
 

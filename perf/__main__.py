@@ -1,0 +1,9 @@
+"""``python -m perf``."""
+
+from __future__ import annotations
+
+import sys
+
+from perf.cli import main
+
+sys.exit(main())

@@ -1,0 +1,211 @@
+"""The commands: list, run, compare, report, gate."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from perf.cases import SETS, CaseError, choose
+from perf.cases.base import Settings
+from perf.results import Results, ResultsError, dump, read
+
+DEFAULT_SUBJECTS = "direct,ours"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="python -m perf", description="How fast it is, compared side by side."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    listing = commands.add_parser("list", help="cases, sets and subjects")
+    _add_cases(listing, "all")
+    listing.set_defaults(run=list_cases)
+
+    running = commands.add_parser("run", help="measure; takes root")
+    _add_cases(running)
+    _add_settings(running)
+    running.add_argument(
+        "--subjects",
+        metavar="NAMES",
+        default=DEFAULT_SUBJECTS,
+        help=f"names of subjects, separated by commas (default: {DEFAULT_SUBJECTS}); see `list`",
+    )
+    running.add_argument(
+        "--subject",
+        action="append",
+        default=[],
+        metavar="NAME=WORDS",
+        help="one more subject: a command line; may be repeated",
+    )
+    running.add_argument("--output", metavar="FILE", help="where results go, as JSON")
+    running.set_defaults(run=run_cases)
+
+    comparing = commands.add_parser("compare", help="ratios between subjects of results")
+    comparing.add_argument("files", nargs="+", metavar="FILE", help="one, or two to compare")
+    comparing.add_argument("--reference", metavar="SUBJECT", help="what ratios refer to")
+    comparing.add_argument("--markdown", action="store_true", help="print Markdown")
+    comparing.add_argument("--short", action="store_true", help="key figures alone, as Markdown")
+    comparing.set_defaults(run=compare)
+    return parser
+
+
+def _add_cases(parser: argparse.ArgumentParser, default: str = "quick") -> None:
+    parser.add_argument("patterns", nargs="*", metavar="CASE", help="names; patterns as of sh(1)")
+    parser.add_argument(
+        "--set", choices=SETS, default=default, help=f"if no CASE is given (default: {default})"
+    )
+
+
+def _add_settings(parser: argparse.ArgumentParser, rounds: int = 5) -> None:
+    default = Settings(rounds=rounds)
+    parser.add_argument("--rounds", type=_positive, default=default.rounds)
+    parser.add_argument(
+        "--seconds", type=_positive, default=default.seconds, help="of each transfer"
+    )
+    parser.add_argument(
+        "--warm-up", type=int, default=0, help="seconds of each transfer that do not count"
+    )
+    parser.add_argument(
+        "--exchanges", type=_positive, default=default.exchanges, help="per latency measurement"
+    )
+    parser.add_argument(
+        "--no-counting", action="store_true", help="do not count system calls at the end"
+    )
+    parser.add_argument(
+        "--peers", metavar="ROOT", default=os.environ.get("PASST_PEERS", ""),
+        help="Debian tree with upstream and slirp4netns (default: $PASST_PEERS)",
+    )  # fmt: skip
+    parser.add_argument("-v", "--verbose", action="store_true", help="show progress always")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def settings_of(options: argparse.Namespace) -> Settings:
+    """The settings that the options give."""
+    return Settings(
+        rounds=options.rounds,
+        seconds=options.seconds,
+        warm_up=options.warm_up,
+        exchanges=options.exchanges,
+        counting=not options.no_counting,
+    )
+
+
+# -- commands -------------------------------------------------------------------------------------
+
+
+def list_cases(options: argparse.Namespace) -> int:
+    """Print cases and subjects."""
+    from perf.rounds import estimate
+    from perf.subjects import NAMES
+
+    cases = choose(options.patterns, options.set)
+    for case in cases:
+        sets = ", ".join(name for name in SETS if name in case.sets)
+        print(f"{case.name:48} {case.title}" + (f" [{sets}]" if sets else ""))
+    minutes = estimate(cases, 1, Settings()) / 60
+    print(f"{len(cases)} cases, {minutes:.0f} min for each subject with default settings")
+    print(f"subjects: {', '.join(NAMES)}, tree:FOLDER, tree:REVISION, or a path")
+    return 0
+
+
+def run_cases(options: argparse.Namespace) -> int:
+    """Measure, write the results, print a table."""
+    from perf.lab import Lab
+    from perf.progress import display
+    from perf.rounds import Run
+    from perf.subjects import make
+    from perf.table import plain, rows
+
+    cases = choose(options.patterns, options.set)
+    need_root()
+    with Lab() as lab:
+        texts = [*filter(None, options.subjects.split(",")), *options.subject]
+        subjects = [make(text, lab, options.peers) for text in texts]
+        if len({subject.name for subject in subjects}) < len(subjects):
+            raise RefusedError("two subjects have the same name")
+        progress = display(options.verbose)
+        try:
+            results = Run(lab, subjects, cases, settings_of(options), progress).all()
+        finally:
+            progress.close()
+    if options.output:
+        write(options.output, dump(results))
+    print(plain(rows(results, list(results.subjects), results.reference())), end="")
+    print_failures(results)
+    return 0
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Print ratios."""
+    from perf.table import between, key_figures, markdown, plain, rows
+
+    if len(options.files) > 2:
+        raise RefusedError("compare takes one or two files")
+    found = [read(path) for path in options.files]
+    reference = options.reference or found[0].reference()
+    if reference and any(reference not in each.subjects for each in found):
+        raise RefusedError(f"no subject {reference}")
+    show = markdown if options.markdown else plain
+    if len(found) == 2:
+        if reference is None:
+            raise RefusedError("results of two runs are compared by a reference: --reference")
+        print(show(between(found[0], found[1], reference)), end="")
+    elif options.short:
+        print(key_figures(found[0], list(found[0].subjects), reference), end="")
+    else:
+        print(show(rows(found[0], list(found[0].subjects), reference)), end="")
+    return 0
+
+
+# -- common ---------------------------------------------------------------------------------------
+
+
+class RefusedError(Exception):
+    """What was asked for cannot be done; the message says why."""
+
+
+def need_root() -> None:
+    """RefusedError unless root."""
+    if os.geteuid():
+        raise RefusedError("needs root, for network namespaces")
+
+
+def write(path: str, text: str) -> None:
+    """Write a file as a whole."""
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def print_failures(results: Results) -> None:
+    """Say what could not be measured, on standard error."""
+    for failure in results.failures:
+        where = f"{failure.case}, {failure.subject}, round {failure.round}"
+        print(f"{where}: {failure.reason.splitlines()[0]}", file=sys.stderr)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; its status."""
+    from perf.lab import SourceError, interrupts
+    from perf.subjects import SubjectError
+
+    options = build_parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = options.run
+    try:
+        with interrupts():
+            return command(options)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (CaseError, ResultsError, SourceError, SubjectError, RefusedError) as error:
+        print(f"perf: {error}", file=sys.stderr)
+        return 2
