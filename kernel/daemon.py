@@ -19,10 +19,10 @@ Sources: daemon(7), setsid(2), pid_namespaces(7).
 from __future__ import annotations
 
 import os
-import signal
 
 from passt.kernel.descriptors import silence_standard
 from passt.kernel.errors import reason
+from passt.syscalls import bare_signal as signal
 
 #: What no message is.
 _READY = b"\0"

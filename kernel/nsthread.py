@@ -28,20 +28,19 @@ from __future__ import annotations
 import _thread
 import errno
 import os
-import signal
-from _queue import SimpleQueue
-from collections import deque
 
 from passt.kernel import capabilities
+from passt.kernel.queues import SimpleQueue, deque
 from passt.kernel.sockets import open_sockets
+from passt.syscalls import bare_signal as signal
 from passt.syscalls.ns import CLONE_NEWNET, setns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Sequence
 
     from passt.kernel.sockets import SocketSpec
+    from passt.syscalls import bare_socket as socket
 
     Made = list[socket.socket | OSError]
     Done = Callable[[Made], object]

@@ -19,7 +19,8 @@ pipes and end with us.  Sources: signal(7), pipe(7).
 from __future__ import annotations
 
 import os
-import signal
+
+from passt.syscalls import bare_signal as signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

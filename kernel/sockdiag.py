@@ -32,10 +32,10 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 import struct
 
 from passt.kernel.sockets import SocketSpec
+from passt.syscalls import bare_socket as socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
+
+from passt.syscalls import bare_socket as socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def open_socket(plain: PlainSpec) -> socket.socket:
 def needed(plain: PlainSpec) -> tuple[Option, ...]:
     """Those options of ``plain`` that a new socket does not have anyway, here; OSError."""
     family, kind, options, _, _, protocol = plain
-    with socket.socket(family, kind, protocol) as fresh:
+    with socket.closing(socket.socket(family, kind, protocol)) as fresh:
         return tuple(
             (level, name, value)
             for level, name, value in options

@@ -24,11 +24,11 @@ Sources: namespaces(7), pid_namespaces(7), clone(2), unshare(2), prctl(2), proc(
 from __future__ import annotations
 
 import os
-import signal
-import socket
 
 from passt.kernel.errors import SetupError, reason
 from passt.kernel.netlink import channel
+from passt.syscalls import bare_signal as signal
+from passt.syscalls import bare_socket as socket
 from passt.syscalls import clone, prctl
 from passt.syscalls.closerange import close_from
 from passt.syscalls.ns import (

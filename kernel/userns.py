@@ -22,10 +22,10 @@ Joining needs a process with a single thread.  Sources: user_namespaces(7), setn
 from __future__ import annotations
 
 import os
-import socket
 
 from passt.kernel.errors import SetupError, reason
 from passt.kernel.netlink import channel
+from passt.syscalls import bare_socket as socket
 from passt.syscalls.ns import CLONE_NEWUSER, setns, unshare
 
 _READ = os.O_RDONLY | os.O_CLOEXEC

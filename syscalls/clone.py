@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import ctypes
 import os
-import signal
 import struct
+
+from passt.syscalls import bare_signal as signal
 
 _CLONE3 = 435
 

@@ -8,9 +8,9 @@ as at the end.
 
 from __future__ import annotations
 
-import socket
 import struct
 
+from passt.syscalls import bare_socket as socket
 from passt.syscalls.sockopt import IP_PKTINFO, IPV6_PKTINFO, UDP_GRO, UDP_SEGMENT
 
 TYPE_CHECKING = False

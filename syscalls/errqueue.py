@@ -11,10 +11,10 @@ holds our local address.  A pending entry makes the socket ready with EPOLLERR u
 
 from __future__ import annotations
 
-import socket
 import struct
 from errno import EAGAIN
 
+from passt.syscalls import bare_socket as socket
 from passt.syscalls.cmsg import cmsg_iter, pktinfo
 from passt.syscalls.libc import error
 from passt.syscalls.mmsg import RecvBatch

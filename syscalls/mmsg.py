@@ -20,10 +20,10 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import socket
 import struct
 from ctypes import get_errno
 
+from passt.syscalls import bare_socket as socket
 from passt.syscalls.libc import hot
 
 _recvmmsg = hot("recvmmsg")

@@ -19,9 +19,9 @@ before reading the state does stop it, so that the peer keeps what it sends.
 from __future__ import annotations
 
 import ctypes
-import socket
 import struct
 
+from passt.syscalls import bare_socket as socket
 from passt.syscalls.sockopt import SO_ATTACH_FILTER, SO_DETACH_FILTER, TCP_TIMESTAMP
 
 TYPE_CHECKING = False

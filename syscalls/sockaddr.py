@@ -7,8 +7,9 @@ addresses packed bytes in network order, scopes interface indices.
 
 from __future__ import annotations
 
-import socket
 import struct
+
+from passt.syscalls import bare_socket as socket
 
 SOCKADDR_IN_LEN = 16
 SOCKADDR_IN6_LEN = 28

@@ -6,8 +6,9 @@ ip(7), ipv6(7), tcp(7), udp(7).  Options that `socket` does have are not repeate
 
 from __future__ import annotations
 
-import socket
 import struct
+
+from passt.syscalls import bare_socket as socket
 
 # Level SOL_SOCKET.
 SO_DETACH_FILTER = 27
@@ -92,7 +93,8 @@ def probe_peek_off(family: int) -> bool:
         listener = socket.socket(family, socket.SOCK_STREAM)
     except OSError:
         return False
-    with listener, socket.socket(family, socket.SOCK_STREAM) as client:
+    client = socket.socket(family, socket.SOCK_STREAM)
+    with socket.closing(listener), socket.closing(client):
         try:
             client.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, 0)
         except OSError:
@@ -102,10 +104,10 @@ def probe_peek_off(family: int) -> bool:
             listener.bind((address, 0))
             listener.listen(1)
             client.connect(listener.getsockname())
-            server, _ = listener.accept()
+            server, _ = socket.accept(listener)
         except OSError:
             return True
-        with server:
+        with socket.closing(server):
             server.sendall(b"ab")
             try:
                 seen = client.recv(1, socket.MSG_PEEK) + client.recv(1, socket.MSG_PEEK)
@@ -116,6 +118,6 @@ def probe_peek_off(family: int) -> bool:
 
 def probe_large_sndbuf() -> bool:
     """Whether net.core.wmem_max lets a socket have a send buffer of 4 MiB or more."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    with socket.closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LARGE_SNDBUF)
         return sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) >= _LARGE_SNDBUF_MIN

@@ -10,11 +10,11 @@ not change while it runs, so `probe` asks once and the hot path does not look.
 
 from __future__ import annotations
 
-import socket
 import struct
 from fcntl import ioctl
 from termios import FIONREAD, TIOCOUTQ
 
+from passt.syscalls import bare_socket as socket
 from passt.syscalls.sockopt import SO_MEMINFO
 
 # tcpi_state.
@@ -101,7 +101,7 @@ class Fields:
 
 def probe() -> Fields:
     """Ask the running kernel which fields TCP_INFO has, by a scratch socket."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+    with socket.closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as sock:
         return Fields(len(sock.getsockopt(_IPPROTO_TCP, _TCP_INFO, 1024)))
 
 

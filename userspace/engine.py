@@ -8,10 +8,10 @@ Afterwards nothing is opened by path.
 from __future__ import annotations
 
 import resource
-import socket
 
 from passt.kernel.descriptors import count_open
 from passt.kernel.nsthread import NsThread
+from passt.syscalls import bare_socket as socket
 from passt.syscalls.tun import TUN_F_TSO4, TUN_F_TSO6, TUN_F_USO4, TUN_F_USO6
 from passt.userspace import log
 from passt.userspace.flow.budget import of_process

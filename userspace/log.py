@@ -33,9 +33,9 @@ from time import monotonic_ns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Hashable
 
+    from passt.syscalls import bare_socket as socket
     from passt.userspace.logfile import LogFile
 
 #: Levels: the severities of syslog(3), and one more for single packets.
@@ -274,7 +274,7 @@ def _watch_stderr() -> select.epoll | None:
 
 def _open_syslog() -> socket.socket | None:
     """Connect to the system log while its path is still in reach; ``None`` if there is none."""
-    import socket
+    from passt.syscalls import bare_socket as socket
 
     sock = None
     try:

@@ -17,8 +17,9 @@ per packet.
 from __future__ import annotations
 
 import select
-from heapq import heappop, heappush
 from time import monotonic
+
+from passt.kernel.queues import heappop, heappush
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

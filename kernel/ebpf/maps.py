@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import mmap
 import os
-import socket
 import struct
 
 from passt.kernel.ebpf import bytecode
 from passt.kernel.ebpf.layout import DEAF, NAMES, RING, SHAPES, SLOTS, WORDS
+from passt.syscalls import bare_socket as socket
 from passt.syscalls import bpf
 from passt.syscalls.sockopt import SO_ATTACH_BPF, SO_COOKIE, SO_DETACH_BPF
 

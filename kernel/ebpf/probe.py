@@ -17,10 +17,10 @@ from __future__ import annotations
 
 import random
 import select
-import socket
 import struct
 
 from passt.kernel.ebpf.layout import CONSUMED, GRANT_BYTES, GRANT_PACKETS, PASSED, SLOTS, WORDS
+from passt.syscalls import bare_socket as socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Rig:
 
     def _pair(self, *, small: bool = False) -> tuple[socket.socket, socket.socket]:
         """Both ends of a new connection."""
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+        with socket.closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as listener:
             if small:
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
             listener.bind(("127.0.0.1", 0))
@@ -123,7 +123,7 @@ class Rig:
             one.settimeout(_PATIENCE)
             one.connect(listener.getsockname())
             listener.settimeout(_PATIENCE)
-            other, _ = listener.accept()
+            other, _ = socket.accept(listener)
             self._sockets.append(other)
             other.settimeout(_PATIENCE)
         return one, other

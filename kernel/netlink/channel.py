@@ -19,8 +19,9 @@ from __future__ import annotations
 import errno
 import marshal
 import os
-import socket
 import struct
+
+from passt.syscalls import bare_socket as socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -19,11 +19,11 @@ Source: rtnetlink(7); https://docs.pyroute2.org/netlink.html.
 
 from __future__ import annotations
 
-import socket
 import sys
 from types import ModuleType
 
 from passt.kernel.netlink import uapi
+from passt.syscalls import bare_socket as socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -26,12 +26,12 @@ Source: netlink(7), Documentation/userspace-api/netlink/intro.rst.
 from __future__ import annotations
 
 import os
-import socket
 import struct
 from errno import EMSGSIZE, ENOBUFS, EPROTO, ETIMEDOUT
 
 from passt.kernel.netlink import uapi
 from passt.kernel.netlink.attributes import FormError, parse
+from passt.syscalls import bare_socket as socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

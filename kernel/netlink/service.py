@@ -20,8 +20,6 @@ from __future__ import annotations
 import gc
 import os
 import select
-import signal
-import socket
 from errno import EINVAL
 
 from passt.kernel.netlink import channel, messages, namespace, sockets
@@ -30,6 +28,8 @@ from passt.kernel.netlink.records import read_link
 from passt.kernel.netlink.route_socket import RouteSocket
 from passt.kernel.netlink.tap import open_tap
 from passt.kernel.netlink.template import Wish, survey
+from passt.syscalls import bare_signal as signal
+from passt.syscalls import bare_socket as socket
 from passt.syscalls import ns
 from passt.syscalls.prctl import set_pdeathsig
 

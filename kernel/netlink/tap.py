@@ -17,9 +17,9 @@ Source: Documentation/networking/tuntap.rst; `passt.syscalls.tun`.
 from __future__ import annotations
 
 import os
-import socket
 from errno import EINVAL
 
+from passt.syscalls import bare_socket as socket
 from passt.syscalls import tun
 
 

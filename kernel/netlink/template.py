@@ -28,7 +28,6 @@ Everything but `survey` is a pure function of what was read, in dump order.
 
 from __future__ import annotations
 
-import socket
 from errno import ENODEV
 
 from passt.kernel.netlink import uapi
@@ -42,6 +41,7 @@ from passt.kernel.netlink.records import (
     read_routes,
 )
 from passt.kernel.netlink.route_socket import NetlinkError
+from passt.syscalls import bare_socket as socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

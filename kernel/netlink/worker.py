@@ -8,6 +8,9 @@ the program's own.  Each method is one call and waits for its answer.  The order
 `template`, `enter`, `loopback_up`, `set_mac`, `configure`, `sockets` and `port_lists`, `close`;
 `template` works on the network the program was started in, the others on the namespace entered.
 
+Answers come in the order of the calls, so a program with something else to do need not wait:
+`begin_template` and `begin_network` only send their calls, and return what waits.
+
 Nothing here imports pyroute2 or more than the smallest part of this package.
 
 Source: `man pasta`, `man passt`; see the package's text for the parts.
@@ -17,13 +20,13 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 
 from passt.kernel.netlink import channel
+from passt.syscalls import bare_socket as socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from passt.kernel.sockets import SocketSpec
@@ -194,29 +197,44 @@ class Worker:
         interface: str | None = None,
         outbound4: str | None = None,
         outbound6: str | None = None,
+        **given: bool,
+    ) -> TemplateInfo:
+        """As `begin_template`, and wait."""
+        return self.begin_template(interface, outbound4, outbound6, **given)()
+
+    def begin_template(
+        self,
+        interface: str | None = None,
+        outbound4: str | None = None,
+        outbound6: str | None = None,
         *,
         ipv4: bool = True,
         ipv6: bool = True,
         has_address4: bool = False,
         has_address6: bool = False,
         has_link_local: bool = False,
-    ) -> TemplateInfo:
-        """Find the templates for the wanted IP versions on the host.
+    ) -> Callable[[], TemplateInfo]:
+        """Begin to look for the templates for the wanted IP versions on the host.
 
         `interface`: named for both versions (-i); `outbound4`, `outbound6`: per version.
         `has_address…`: the user gave an address, the host need not; `has_link_local`: the user
-        gave a link-local IPv6 gateway.  WorkerError: `Invalid interface name …`,
-        `External interface not usable`.
+        gave a link-local IPv6 gateway.  WorkerError, of the function returned: `Invalid
+        interface name …`, `External interface not usable`.
         """
         wishes = []
         if ipv4:
             wishes.append((_IPV4, interface, outbound4, has_address4, False))
         if ipv6:
             wishes.append((_IPV6, interface, outbound6, has_address6, has_link_local))
-        (found, notes), _ = self._call("template", *wishes)
-        templates = [None if each is None else FamilyTemplate(*each) for each in found]
-        first = templates.pop(0) if ipv4 else None
-        return TemplateInfo(first, templates.pop(0) if ipv6 else None, notes)
+        self._send("template", *wishes)
+
+        def wait() -> TemplateInfo:
+            (found, notes), _ = self._receive()
+            templates = [None if each is None else FamilyTemplate(*each) for each in found]
+            first = templates.pop(0) if ipv4 else None
+            return TemplateInfo(first, templates.pop(0) if ipv6 else None, notes)
+
+        return wait
 
     def enter(self, user_fd: int | None, net_fd: int, tap: str | None) -> Tap | None:
         """Have the worker join the namespaces behind these descriptors and make the tap there.
@@ -225,9 +243,8 @@ class Worker:
         `tap`: the interface's name; None makes none.  WorkerError: `Couldn't switch to pasta
         namespaces: …`, `Failed to set up tap device in namespace: …`.
         """
-        fds = [net_fd] if user_fd is None else [user_fd, net_fd]
-        made, returned = self._call("enter", user_fd is not None, tap, fds=fds)
-        return None if made is None else Tap(returned[0], *made)
+        self._send_enter(user_fd, net_fd, tap)
+        return self._receive_tap()
 
     def loopback_up(self) -> None:
         """Bring up lo in the namespace."""
@@ -248,6 +265,46 @@ class Worker:
         refuses altogether is reported as not in force.  WorkerError: `Couldn't set IPv4
         address(es) in namespace: …`, `Couldn't set IPv4 route(s) in guest: …`, or IPv6.
         """
+        self._send_configure(mtu, ipv4, ipv6)
+        return self._receive_configured()
+
+    def begin_network(
+        self,
+        user_fd: int | None,
+        net_fd: int,
+        tap: str | None,
+        mac: bytes | None,
+        plans: tuple[int, FamilyPlan | None, FamilyPlan | None] | None,
+    ) -> Callable[[], tuple[Tap | None, Configured | None]]:
+        """Begin `enter`, `loopback_up`, `set_mac` unless `mac` is None, `configure` unless so.
+
+        `plans`: arguments of `configure`.  WorkerError, of the function returned, as those.
+        """
+        self._send_enter(user_fd, net_fd, tap)
+        self._send("loopback_up")
+        if mac is not None:
+            self._send("set_mac", mac)
+        if plans is not None:
+            self._send_configure(*plans)
+
+        def wait() -> tuple[Tap | None, Configured | None]:
+            made = self._receive_tap()
+            self._receive()
+            if mac is not None and made is not None:
+                made.mac = bytes(self._receive()[0])
+            return made, None if plans is None else self._receive_configured()
+
+        return wait
+
+    def _send_enter(self, user_fd: int | None, net_fd: int, tap: str | None) -> None:
+        fds = [net_fd] if user_fd is None else [user_fd, net_fd]
+        self._send("enter", user_fd is not None, tap, fds=fds)
+
+    def _receive_tap(self) -> Tap | None:
+        made, returned = self._receive()
+        return None if made is None else Tap(returned[0], *made)
+
+    def _send_configure(self, mtu: int, ipv4: FamilyPlan | None, ipv6: FamilyPlan | None) -> None:
         plans = [
             (
                 family,
@@ -262,7 +319,10 @@ class Worker:
             for family, plan in ((_IPV4, ipv4), (_IPV6, ipv6))
             if plan is not None
         ]
-        (families, link_local, notes), _ = self._call("configure", mtu, *plans)
+        self._send("configure", mtu, *plans)
+
+    def _receive_configured(self) -> Configured:
+        (families, link_local, notes), _ = self._receive()
         return Configured(_IPV4 in families, _IPV6 in families, link_local, notes)
 
     def sockets(self, specs: Sequence[SocketSpec]) -> list[socket.socket | OSError]:
@@ -298,23 +358,35 @@ class Worker:
         descriptors = iter(fds)
         return [next(descriptors) if there else None for there in present]
 
+    def hang_up(self) -> None:
+        """Have the worker end, which takes it a moment; calling it again does nothing."""
+        if self._socket.fileno() >= 0:
+            # Closing alone would not do: children forked since may hold copies.
+            self._socket.shutdown(socket.SHUT_RDWR)
+            self._socket.close()
+
     def close(self) -> None:
         """Hang up and wait until the worker is gone; calling it again does nothing."""
         pid, self._pid = self._pid, 0
         if pid:
-            # Closing alone would not do: children forked since may hold copies.
-            self._socket.shutdown(socket.SHUT_RDWR)
-            self._socket.close()
+            self.hang_up()
             try:
                 os.waitpid(pid, 0)
             except ChildProcessError:
                 pass  # reaped by a SIGCHLD handler
 
-    def _call(self, name: str, *arguments: Any, fds: list[int] | None = None) -> tuple[Any, Any]:
+    def _call(self, name: str, *arguments: Any) -> tuple[Any, Any]:
+        self._send(name, *arguments)
+        return self._receive()
+
+    def _send(self, name: str, *arguments: Any, fds: Sequence[int] = ()) -> None:
         try:
-            channel.send(self._socket, (name, arguments), fds or ())
+            channel.send(self._socket, (name, arguments), fds)
         except channel.ChannelClosedError:
             pass  # it may have left word before it went
+
+    def _receive(self) -> tuple[Any, Any]:
+        """The answer to the first call that has none yet: value and descriptors."""
         try:
             (success, value), returned = channel.receive(self._socket)
         except channel.ChannelClosedError:

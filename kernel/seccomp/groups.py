@@ -12,8 +12,7 @@ the reasons name who needs what.
 
 from __future__ import annotations
 
-import socket
-
+from passt.syscalls import bare_socket as socket
 from passt.syscalls import bpf, sockopt
 from passt.syscalls.seccomp import Argument
 

@@ -7,7 +7,7 @@ What was asked for is checked: a guest must not reach addresses that its packets
 
 Any call can be made to fail with an error that the kernel may return (:attr:`Net.faults`).
 
-``net.shim`` stands for the module ``socket`` in the modules under test.
+``net.shim`` stands for the module ``bare_socket`` in the modules under test.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from passt.syscalls import bare_socket
 from tests.fuzz import oracle
 
 LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
@@ -236,7 +237,7 @@ class Confined(socket.socket):
 
 
 class _Shim:
-    """The module ``socket`` with another class of sockets."""
+    """The module ``bare_socket`` with another class of sockets."""
 
     def __init__(self, net: Net) -> None:
         self._net = net
@@ -245,7 +246,7 @@ class _Shim:
         return Confined(self._net, family, kind, proto)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(socket, name)
+        return getattr(bare_socket, name)
 
 
 def abandon(sock: socket.socket) -> None:

@@ -30,6 +30,7 @@ import passt.kernel.sockets
 import passt.userspace.icmp.translator
 import passt.userspace.services.services
 import passt.userspace.tcp.tcp
+from passt.syscalls import bare_socket
 from passt.userspace.config.model import Config
 from passt.userspace.flow.budget import Budget
 from passt.userspace.flow.nat import Nat
@@ -143,7 +144,7 @@ class World:
             self._end(check=kind is None)
         finally:
             for module in _WITH_SOCKETS:
-                module.socket = socket  # type: ignore[attr-defined]
+                module.socket = bare_socket  # type: ignore[attr-defined]
             self._journal.__exit__()
 
     def _end(self, *, check: bool) -> None:

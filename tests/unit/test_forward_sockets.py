@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import socket
+from contextlib import closing
 
 import pytest
 
 from passt.kernel.sockets import SocketSpec, needed, open_sockets
+from passt.syscalls import bare_socket
 from passt.syscalls.sockopt import (
     IP_FREEBIND,
     IP_PKTINFO,
@@ -48,7 +50,7 @@ def make(what: Rule, settings: Config | None = None, port: int = 0) -> socket.so
 @pytest.mark.parametrize("protocol", [T, U])
 def test_dual_stack_takes_both_versions(protocol: int) -> None:
     kind = socket.SOCK_STREAM if protocol == T else socket.SOCK_DGRAM
-    with make(rule(protocol)) as sock:
+    with closing(make(rule(protocol))) as sock:
         assert sock.family == socket.AF_INET6
         assert not sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
         assert not sock.getblocking()
@@ -62,9 +64,9 @@ def test_dual_stack_takes_both_versions(protocol: int) -> None:
 
 @pytest.mark.parametrize("protocol", [T, U])
 def test_single_version_wildcards_are_apart(protocol: int) -> None:
-    with make(rule(protocol, ANY4)) as four:
+    with closing(make(rule(protocol, ANY4))) as four:
         port = four.getsockname()[1]
-        with make(rule(protocol, ANY6), port=port) as six:
+        with closing(make(rule(protocol, ANY6), port=port)) as six:
             assert six.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
             if protocol == T:
                 four.listen()
@@ -72,9 +74,9 @@ def test_single_version_wildcards_are_apart(protocol: int) -> None:
 
 
 def test_wildcards_of_the_version_that_is_enabled() -> None:
-    with make(rule(T), config(v6=False)) as sock:
+    with closing(make(rule(T), config(v6=False))) as sock:
         assert sock.family == socket.AF_INET
-    with make(rule(T), config(v4=False)) as sock:
+    with closing(make(rule(T), config(v4=False))) as sock:
         assert sock.family == socket.AF_INET6
         assert sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
 
@@ -107,20 +109,20 @@ def test_link_local_addresses_have_a_scope_unless_a_device_says_it() -> None:
 
 @pytest.mark.parametrize("address", [None, ANY4, LOOPBACK4, LOOPBACK6])
 def test_connections_inherit_what_they_need(address: bytes | None) -> None:
-    with make(rule(T, address)) as sock:
+    with closing(make(rule(T, address))) as sock:
         sock.listen()
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
         host = "::1" if address == LOOPBACK6 else "127.0.0.1"
         with socket.create_connection((host, sock.getsockname()[1])):
-            accepted, _ = sock.accept()
-            with accepted:
+            accepted, _ = bare_socket.accept(sock)
+            with closing(accepted):
                 assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
                 assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE)
 
 
 @pytest.mark.parametrize("address", [None, ANY4, LOOPBACK6])
 def test_datagrams_come_with_addresses_and_errors(address: bytes | None) -> None:
-    with make(rule(U, address)) as sock:
+    with closing(make(rule(U, address))) as sock:
         assert sock.getsockopt(socket.IPPROTO_IP, IP_RECVERR)
         if sock.family == socket.AF_INET:
             assert sock.getsockopt(socket.IPPROTO_IP, IP_PKTINFO)
@@ -135,15 +137,15 @@ def test_freebind(protocol: int) -> None:
     foreign = bytes((192, 0, 2, 77))
     with pytest.raises(OSError, match="Cannot assign requested address"):
         make(rule(protocol, foreign))
-    with make(rule(protocol, foreign), free) as sock:
+    with closing(make(rule(protocol, foreign), free)) as sock:
         assert sock.getsockname()[0] == "192.0.2.77"
         assert sock.getsockopt(socket.IPPROTO_IP, IP_FREEBIND)
-    with make(rule(protocol, bytes.fromhex("20010db8") + bytes(11) + b"\1"), free) as sock:
+    with closing(make(rule(protocol, bytes.fromhex("20010db8") + bytes(11) + b"\1"), free)) as sock:
         assert sock.getsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND)
 
 
 def test_devices() -> None:
-    with make(rule(T, ifname="lo")) as sock:
+    with closing(make(rule(T, ifname="lo"))) as sock:
         device = sock.getsockopt(socket.SOL_SOCKET, 25, 16)
         assert device.rstrip(b"\0") == b"lo"
     with pytest.raises(OSError, match="No such device"):
@@ -156,7 +158,7 @@ def test_requests_are_served_at_once() -> None:
     bad = plans(rule(T, LOOPBACK4, "nope"), config(), 0)[0].spec(0)
     Here().request([spec, bad], made.extend)
     sock, error = made
-    assert isinstance(sock, socket.socket)
+    assert isinstance(sock, bare_socket.socket)
     assert isinstance(error, OSError)
     sock.close()
 
@@ -179,9 +181,9 @@ def test_defaults_are_not_set_again() -> None:
         assert needed(spec.plain()) == (reuse, (*v6only, value))[: 1 + (value != default)]
     plain = spec.plain()
     first, second = open_sockets([plain, plain])
-    assert isinstance(first, socket.socket)
-    assert isinstance(second, socket.socket)
-    with first, second:
+    assert isinstance(first, bare_socket.socket)
+    assert isinstance(second, bare_socket.socket)
+    with closing(first), closing(second):
         for sock in first, second:
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR) == 1
             assert sock.getsockopt(*v6only) == 1

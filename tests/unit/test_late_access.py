@@ -28,7 +28,14 @@ IMPORTS = {
     "userspace.engine:__init__": "assembly",
     "userspace.services.services:__init__": "assembly",
     "userspace.splice.tcp:__init__": "assembly",
+    "userspace.startup:_open_namespaces": "opened with the caller's identity",
+    "userspace.startup:_watch": "opened with the caller's identity",
+    "userspace.startup:begin_network": "start-up",
     "userspace.startup:open_acceleration": "opened with the caller's identity",
+    "userspace.startup:open_files": "opened with the caller's identity",
+    "userspace.startup:prepare": "the first step of start-up",
+    "userspace.startup:run": "the second half of start-up",
+    "userspace.startup:take_identity": "the second half of start-up",
     "userspace.log:_open_syslog": "log.setup",
     "userspace.log:setup": "log.setup",
 }
@@ -81,8 +88,9 @@ MODULES = ("os", "socket", "pwd", "grp")
 
 LOADED = """
 import sys
-import passt.userspace.startup, passt.userspace.cli.main, passt.userspace.logfile
-import passt.userspace.control.server
+import passt.userspace.launch, passt.userspace.cli.main, passt.userspace.logfile
+import passt.userspace.control.server, passt.userspace.control.path
+import passt.userspace.config.summary, passt.kernel.target
 print(*sorted(name for name in sys.modules if name.startswith("passt.")))
 """
 

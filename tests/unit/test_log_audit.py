@@ -33,7 +33,8 @@ UNLIMITED = {
     "userspace/engine.py:close": "the end",
     "userspace/control/server.py:announce": "a limit of its own, of lists",
     "userspace/forward/proclist.py:open_port_lists": "start",
-    "userspace/startup.py": "start, and the end of the namespace",
+    "userspace/launch.py": "start, and the end of the namespace",
+    "userspace/startup.py": "start",
 }
 
 #: Keys that are not constants: how many there can be.

@@ -11,6 +11,7 @@ from passt.kernel.netlink import template
 from passt.kernel.netlink.records import Address, parse_address
 from passt.kernel.netlink.route_socket import NetlinkError
 from passt.kernel.netlink.template import Source, Wish
+from passt.syscalls import bare_socket
 from tests.unit.netlink_bytes import LINK_SCOPE, SITE, address, hop, pack_ip, route
 
 IPV4, IPV6 = int(socket.AF_INET), int(socket.AF_INET6)
@@ -237,8 +238,8 @@ class Host:
         self.routes: list[bytes] = []
         self.addresses: list[bytes] = []
         self.error: NetlinkError | None = None
-        monkeypatch.setattr(socket, "if_nametoindex", self._index)
-        monkeypatch.setattr(socket, "if_indextoname", self.NAMES.__getitem__)
+        monkeypatch.setattr(bare_socket, "if_nametoindex", self._index)
+        monkeypatch.setattr(bare_socket, "if_indextoname", self.NAMES.__getitem__)
 
     def _index(self, name: str) -> int:
         if name not in self.NAMES[1:]:

@@ -17,6 +17,7 @@ import pytest
 from passt.kernel import nsthread
 from passt.kernel.nsthread import NsThread
 from passt.kernel.sockets import SocketSpec
+from passt.syscalls import bare_socket
 from tests.unit.fakes import open_descriptors
 
 TCP = SocketSpec(socket.AF_INET, socket.SOCK_STREAM)
@@ -60,8 +61,8 @@ def test_call_waits_for_the_sockets(thread: NsThread) -> None:
         backlog=3,
     )
     first, second = thread.call([listener, TCP])
-    assert isinstance(first, socket.socket)
-    assert isinstance(second, socket.socket)
+    assert isinstance(first, bare_socket.socket)
+    assert isinstance(second, bare_socket.socket)
     assert first.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
     second.connect(first.getsockname())
     for sock in (first, second):
@@ -78,7 +79,7 @@ def test_request_calls_back_in_the_main_thread(thread: NsThread) -> None:
     assert [len(made) for made in results] == [2, 0]
     assert not select.select([thread.fileno()], [], [], 0)[0]
     for made in results[0]:
-        assert isinstance(made, socket.socket)
+        assert isinstance(made, bare_socket.socket)
         made.close()
     # Nothing is there: nothing happens.
     thread.on_event()
@@ -112,7 +113,7 @@ def test_errors_take_the_place_of_sockets(thread: NsThread) -> None:
         errno.EADDRNOTAVAIL,
         errno.ENODEV,
     ]
-    assert isinstance(made[2], socket.socket)
+    assert isinstance(made[2], bare_socket.socket)
     made[2].close()
 
 
@@ -120,7 +121,7 @@ def test_thread_survives_nonsense(thread: NsThread) -> None:
     (error,) = thread.call([SocketSpec(socket.AF_INET, socket.SOCK_STREAM, address=("x", -1))])
     assert isinstance(error, OSError)
     (sock,) = thread.call([TCP])
-    assert isinstance(sock, socket.socket)
+    assert isinstance(sock, bare_socket.socket)
     sock.close()
 
 

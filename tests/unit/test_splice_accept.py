@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+from contextlib import closing
 
 import pytest
 
@@ -37,7 +38,7 @@ def test_peer(family: socket.AddressFamily, wildcard: str, address: str, expecte
         with socket.create_connection((address, port), source_address=(address, 0)) as client:
             assert select.select([listener], [], [], 10)[0]
             sock, peer, peer_port = accept(listener, family)
-            with sock:
+            with closing(sock):
                 assert peer.hex() == expected
                 assert peer_port == client.getsockname()[1]
                 assert sock.family == family

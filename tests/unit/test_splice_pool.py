@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from contextlib import closing
 
 import pytest
 
@@ -25,7 +26,7 @@ def test_stock_is_ordered_and_used() -> None:
     pool.fill()
     assert [len(specs) for specs, _ in maker.requests] == [STOCK]
     maker.deliver()
-    with pool.take() as sock:
+    with closing(pool.take()) as sock:
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE)
         assert not os.get_inheritable(sock.fileno())

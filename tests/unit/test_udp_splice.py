@@ -372,7 +372,7 @@ def test_stray_datagrams_between_bind_and_connect(
             connects.append(address)
             super().connect(address)
 
-    monkeypatch.setattr("socket.socket", Racing)
+    monkeypatch.setattr("passt.syscalls.bare_socket.socket", Racing)
     first.sendto(b"first", ("127.0.0.1", rig.port))
     got = rig.receive_from(server, 4)
     monkeypatch.undo()

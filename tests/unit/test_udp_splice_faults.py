@@ -82,7 +82,7 @@ class Confined(socket.socket):
 
 @pytest.fixture
 def confined(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Confined]]:
-    monkeypatch.setattr("socket.socket", Confined)
+    monkeypatch.setattr("passt.syscalls.bare_socket.socket", Confined)
     Confined.privileged = False
     yield Confined
     Confined.low = -1
@@ -247,7 +247,7 @@ def test_connect_that_fails(
                 raise OSError(errno.ENETUNREACH, "Network is unreachable")
             super().connect(address)
 
-    monkeypatch.setattr("socket.socket", Unroutable)
+    monkeypatch.setattr("passt.syscalls.bare_socket.socket", Unroutable)
     for _ in range(10):
         client.sendto(b"lost", ("127.0.0.1", rig.port))
     rig.serve()
@@ -487,7 +487,7 @@ def test_drain_that_hits_its_bound(make_rig: MakeRig, monkeypatch: pytest.Monkey
                     second.sendto(bytes([2, i]), ("127.0.0.1", rig.port))
             super().connect(address)
 
-    monkeypatch.setattr("socket.socket", Racing)
+    monkeypatch.setattr("passt.syscalls.bare_socket.socket", Racing)
     first.sendto(b"first", ("127.0.0.1", rig.port))
     got = rig.receive(server, 201)
     assert [payload for payload in got if payload[0] == 1] == [bytes([1, i]) for i in range(100)]

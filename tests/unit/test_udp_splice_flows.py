@@ -165,7 +165,7 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> list[object]:
             else:
                 super().connect(("127.0.0.9" if len(address) == 2 else "::1", 9))
 
-    monkeypatch.setattr("socket.socket", Recording)
+    monkeypatch.setattr("passt.syscalls.bare_socket.socket", Recording)
     return targets
 
 

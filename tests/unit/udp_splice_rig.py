@@ -14,6 +14,7 @@ import socket
 from collections.abc import Callable, Sequence
 
 from passt.kernel.sockets import SocketSpec, open_sockets
+from passt.syscalls import bare_socket
 from passt.userspace.config.model import Config, Rule
 from passt.userspace.flow.nat import LOOPBACK6
 from passt.userspace.flow.rules import SPLICE
@@ -53,7 +54,7 @@ class LocalMaker:
         if self.failure is not None:
             return [self.failure] * len(specs)
         made = open_sockets(spec.plain() for spec in specs)
-        self.made += [sock for sock in made if isinstance(sock, socket.socket)]
+        self.made += [sock for sock in made if isinstance(sock, bare_socket.socket)]
         return made
 
     def close(self) -> None:

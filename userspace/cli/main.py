@@ -72,9 +72,14 @@ def _run(argv: list[str]) -> int:
         log.err("passt mode needs a guest socket, which this version does not provide yet")
         return 1
 
+    from passt.userspace.config.resolve import begin_template
+
+    # The answer is on its way while we import what will need it.
+    host = begin_template(options, worker)
+
     from passt.userspace.startup import Startup
 
-    return Startup(options, options.target, worker).run()
+    return Startup(options, options.target, worker, host).run()
 
 
 def _start_worker(argv0: str) -> Worker | None:

@@ -22,8 +22,8 @@ option has them (MTU, resolvers and search list: RFC 4861, RFC 8106).
 from __future__ import annotations
 
 import os
-import socket
 
+from passt.syscalls import bare_socket as socket
 from passt.userspace.config import values
 from passt.userspace.config.errors import UsageError
 from passt.userspace.wire import dhcp, names, ndp

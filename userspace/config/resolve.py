@@ -16,17 +16,21 @@ pasta(1): --address, --gateway, --map-host-loopback, --ns-ifname.
 
 from __future__ import annotations
 
-import socket
-
+from passt.kernel.netlink.worker import TemplateInfo
+from passt.syscalls import bare_socket as socket
 from passt.userspace.config import dns, resolvconf
 from passt.userspace.config.errors import UsageError
 from passt.userspace.config.model import Config, Family
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from passt.kernel.netlink.worker import FamilyTemplate, TemplateInfo
+    from collections.abc import Callable
+
+    from passt.kernel.netlink.worker import FamilyTemplate, Worker
     from passt.userspace.config.options import Options
     from passt.userspace.config.resolvconf import ResolvConf
+
+    HostNetwork = Callable[[], tuple[tuple[bool, bool], TemplateInfo]]
 
 _LOCAL_ADDR = {4: bytes((169, 254, 2, 1)), 6: None}
 _LOCAL_GATEWAY = {4: bytes((169, 254, 2, 2)), 6: b"\xfe\x80" + b"\0" * 13 + b"\x01"}
@@ -52,9 +56,40 @@ def enabled_versions(options: Options) -> tuple[bool, bool]:
     return True, False
 
 
+def begin_template(options: Options, worker: Worker) -> HostNetwork:
+    """Have ``worker`` look for the templates that ``options`` want; returns what waits for them.
+
+    That returns the versions in force, see :func:`enabled_versions`, and the templates.  It
+    raises UsageError and WorkerError.
+    """
+    failure: UsageError
+    try:
+        v4, v6 = versions = enabled_versions(options)
+    except UsageError as error:
+        failure = error
+
+        def fail() -> tuple[tuple[bool, bool], TemplateInfo]:
+            raise failure
+
+        return fail
+    if options.splice_only:
+        return lambda: (versions, TemplateInfo(None, None, []))
+    wait = worker.begin_template(
+        options.interface or None,
+        options.outbound_if4 or None,
+        options.outbound_if6 or None,
+        ipv4=v4,
+        ipv6=v6,
+        has_address4=options.address_v4 is not None,
+        has_address6=options.address_v6 is not None,
+        has_link_local=options.gateway_v6 is not None and _is_link_local(options.gateway_v6),
+    )
+    return lambda: (versions, wait())
+
+
 def can_bind_to_device() -> bool:
     """Whether this kernel lets us bind sockets to an interface (Linux 5.7 without privilege)."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    with socket.closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sock:
         try:
             sock.setsockopt(socket.SOL_SOCKET, _SO_BINDTODEVICE, b"lo")
         except OSError:

@@ -15,8 +15,8 @@ Numbers are ASCII digits without blanks or sign.  "C" numbers are also taken in 
 from __future__ import annotations
 
 import os
-import socket
 
+from passt.syscalls import bare_socket as socket
 from passt.userspace.config.errors import UsageError
 from passt.userspace.config.model import ACCEL_EBPF, ACCEL_SPLICE, MAX_MTU
 from passt.userspace.flow.rules import is_ifname

@@ -7,9 +7,9 @@ greeting: another client may be served, or the backlog be full.
 from __future__ import annotations
 
 import os
-import socket
 import struct
 
+from passt.syscalls import bare_socket as socket
 from passt.userspace.control.path import is_socket_path
 from passt.userspace.control.protocol import (
     MAX_REPLY,

@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 import stat
 
 from passt.kernel.errors import SetupError, reason
+from passt.syscalls import bare_socket as socket
 
 #: Longest path in bytes: sun_path less the terminating NUL.
 MAX_PATH = 107
@@ -64,7 +64,8 @@ def _remove_dead(path: str) -> None:
         return
     if not stat.S_ISSOCK(mode):
         raise SetupError(f"{path} exists and is not a socket")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+    probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    with socket.closing(probe):
         error = probe.connect_ex(path)
     if error == errno.ECONNREFUSED:
         os.unlink(path)

@@ -17,9 +17,9 @@ Access is by the mode of the socket's node (:mod:`passt.userspace.control.path`)
 from __future__ import annotations
 
 import errno
-import socket
 import struct
 
+from passt.syscalls import bare_socket as socket
 from passt.userspace import log
 from passt.userspace.control.protocol import (
     INCOMPLETE,
@@ -130,7 +130,7 @@ class ControlServer:
     def _on_connection(self, _events: int) -> None:
         loop = self._loop
         try:
-            sock, _ = self._sock.accept()
+            sock, _ = socket.accept(self._sock)
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
                 # The event would come back at once, and so would the failure.

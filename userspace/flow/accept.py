@@ -7,8 +7,7 @@ short connection gets anywhere.
 
 from __future__ import annotations
 
-import socket
-
+from passt.syscalls import bare_socket as socket
 from passt.userspace.flow.nat import UNSPECIFIED4, unmap
 
 _MAPPED = "::ffff:"

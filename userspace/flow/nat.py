@@ -23,7 +23,7 @@ Addresses are packed bytes, 4 or 16 of them; a v4-mapped IPv6 address never gets
 
 from __future__ import annotations
 
-import socket
+from passt.syscalls import bare_socket as socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

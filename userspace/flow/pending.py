@@ -34,7 +34,7 @@ entry that has to wait are looked for at most every :data:`SWEEP` seconds.
 
 from __future__ import annotations
 
-from collections import deque
+from passt.kernel.queues import deque
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

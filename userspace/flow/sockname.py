@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import socket
+from passt.syscalls import bare_socket as socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

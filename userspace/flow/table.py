@@ -29,8 +29,7 @@ Flows that nobody has answered are under limits of their own, see
 
 from __future__ import annotations
 
-from heapq import heappop, heappush
-
+from passt.kernel.queues import heappop, heappush
 from passt.userspace import log
 from passt.userspace.flow.budget import Budget
 

@@ -17,11 +17,11 @@ from passt.userspace.forward.sockets import NO_IPV6
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Iterable, Sequence
     from typing import Protocol
 
     from passt.kernel.sockets import SocketSpec
+    from passt.syscalls import bare_socket as socket
     from passt.userspace.flow.rules import Rule
     from passt.userspace.forward.sockets import Plan
 

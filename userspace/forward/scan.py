@@ -7,8 +7,7 @@ Both work from anywhere by descriptors that were opened in the namespace.
 
 from __future__ import annotations
 
-import socket
-
+from passt.syscalls import bare_socket as socket
 from passt.userspace import log
 from passt.userspace.flow.rules import IPPROTO_TCP, IPPROTO_UDP
 from passt.userspace.forward.portset import portset

@@ -14,9 +14,9 @@ from __future__ import annotations
 import errno
 import os
 import resource
-from collections import deque
 
 from passt.kernel.errors import SetupError
+from passt.kernel.queues import deque
 from passt.userspace.flow.table import reserve_of
 from passt.userspace.forward.binding import Binding
 from passt.userspace.forward.portset import portset
@@ -24,11 +24,11 @@ from passt.userspace.forward.sockets import plans
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Protocol
 
     from passt.kernel.sockets import SocketSpec
+    from passt.syscalls import bare_socket as socket
     from passt.userspace.config.model import Config
     from passt.userspace.flow.rules import RuleTable
     from passt.userspace.forward.binding import Owner

@@ -13,9 +13,9 @@ Sources: socket(7), ip(7), ipv6(7), tcp(7), udp(7).
 from __future__ import annotations
 
 import errno
-import socket
 
 from passt.kernel.sockets import SocketSpec, open_sockets
+from passt.syscalls import bare_socket as socket
 from passt.syscalls.sockopt import (
     IP_FREEBIND,
     IP_PKTINFO,

@@ -9,8 +9,7 @@ from passt.userspace.flow.nat import text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import socket
-
+    from passt.syscalls import bare_socket as socket
     from passt.userspace.flow.sockname import SockName
     from passt.userspace.icmp.translator import Icmp
 

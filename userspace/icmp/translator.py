@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 
+from passt.syscalls import bare_socket as socket
 from passt.syscalls.errqueue import SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6, ErrorQueue
 from passt.syscalls.sockaddr import unpack
 from passt.syscalls.sockopt import IP_RECVERR, IPV6_RECVERR

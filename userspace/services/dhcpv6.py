@@ -21,8 +21,8 @@ about resolvers and names are sent whether asked for or not.
 from __future__ import annotations
 
 import os
-import socket
 
+from passt.syscalls import bare_socket as socket
 from passt.userspace.wire import Octets, dhcp6, drops, ipv6, names, udp
 from passt.userspace.wire.checksum import pseudo_sum
 

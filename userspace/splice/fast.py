@@ -38,7 +38,6 @@ Source: Documentation/bpf/map_sockmap.rst of the kernel; socket(7), tcp(7), pack
 
 from __future__ import annotations
 
-import socket
 import struct
 from errno import EAGAIN
 
@@ -51,6 +50,7 @@ from passt.kernel.ebpf.layout import (
     PASSED,
     WORDS,
 )
+from passt.syscalls import bare_socket as socket
 from passt.syscalls.sockopt import SO_BUF_LOCK, linger_not, linger_reset
 from passt.syscalls.tcpinfo import outq
 from passt.userspace import log

@@ -43,9 +43,9 @@ Source: pasta(1); tcp(7), splice(2), epoll(7).
 from __future__ import annotations
 
 import os
-import socket
 from errno import EAGAIN
 
+from passt.syscalls import bare_socket as socket
 from passt.syscalls.sockopt import linger_reset
 from passt.syscalls.splice import splice
 from passt.userspace import log

@@ -7,9 +7,8 @@ from the rest.  If a burst empties the stock the next socket is waited for.
 
 from __future__ import annotations
 
-import socket
-
 from passt.kernel.sockets import SocketSpec
+from passt.syscalls import bare_socket as socket
 from passt.userspace import log
 
 TYPE_CHECKING = False

@@ -24,9 +24,9 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 
 from passt.kernel.sockets import open_socket
+from passt.syscalls import bare_socket as socket
 from passt.userspace import log
 from passt.userspace.flow.accept import local_name
 from passt.userspace.flow.nat import is_link_local, is_loopback

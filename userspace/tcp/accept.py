@@ -15,8 +15,8 @@ find a place.
 from __future__ import annotations
 
 import errno
-import socket
 
+from passt.syscalls import bare_socket as socket
 from passt.syscalls.sockopt import linger_reset
 from passt.userspace import log
 from passt.userspace.flow.accept import accept, local_name

@@ -32,8 +32,7 @@ from passt.userspace.tcp.const import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import socket
-
+    from passt.syscalls import bare_socket as socket
     from passt.userspace.loop import Timer
     from passt.userspace.tcp.context import Context
     from passt.userspace.tcp.reassembly import Reassembly

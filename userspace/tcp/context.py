@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import mmap
-import socket
 
+from passt.syscalls import bare_socket as socket
 from passt.syscalls import tcpinfo
 from passt.syscalls.sockopt import probe_large_sndbuf, probe_peek_off
 from passt.userspace import log
@@ -65,7 +65,7 @@ class Features:
         self.min_rtt = fields.min_rtt
         self.snd_wnd = fields.snd_wnd
         self.large_sndbuf = probe_large_sndbuf()
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        with socket.closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as sock:
             rcvbuf = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
         #: Acknowledged bytes that may stay in a receive queue.
         self.lazy_discard = LAZY_DISCARD if rcvbuf >= LAZY_DISCARD_RCVBUF else 0

@@ -21,8 +21,8 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 
+from passt.syscalls import bare_socket as socket
 from passt.userspace.loop import (
     EPOLLERR,
     EPOLLHUP,

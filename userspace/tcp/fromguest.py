@@ -21,8 +21,7 @@ answered at the end of the batch.
 
 from __future__ import annotations
 
-import socket
-
+from passt.syscalls import bare_socket as socket
 from passt.syscalls import tcpinfo
 from passt.userspace.tcp.const import (
     ACK,

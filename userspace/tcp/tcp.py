@@ -8,9 +8,9 @@ the periodic scans for connections that one side forgot.
 from __future__ import annotations
 
 import errno
-import socket
 import struct
 
+from passt.syscalls import bare_socket as socket
 from passt.userspace import log
 from passt.userspace.flow import nat as addresses
 from passt.userspace.flow.rules import HOST

@@ -17,8 +17,7 @@ retransmitted like them.
 
 from __future__ import annotations
 
-import socket
-
+from passt.syscalls import bare_socket as socket
 from passt.syscalls.sockopt import SO_PEEK_OFF
 from passt.syscalls.tcpinfo import inq
 from passt.userspace.tcp.base import FlowBase

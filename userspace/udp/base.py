@@ -25,8 +25,8 @@ The layers of the translator, each a class on top of the one before: this one,
 from __future__ import annotations
 
 import errno
-import socket
 
+from passt.syscalls import bare_socket as socket
 from passt.userspace import log
 from passt.userspace.flow.expiry import Expiry
 from passt.userspace.flow.nat import (

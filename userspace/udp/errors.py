@@ -13,8 +13,8 @@ flows that is all that happens.
 from __future__ import annotations
 
 import os
-import socket
 
+from passt.syscalls import bare_socket as socket
 from passt.syscalls.errqueue import SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6, ErrorQueue
 from passt.syscalls.sockaddr import unpack
 from passt.userspace import log

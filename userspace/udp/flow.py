@@ -25,9 +25,9 @@ from passt.userspace.flow.nat import endpoint
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Sequence
 
+    from passt.syscalls import bare_socket as socket
     from passt.userspace.flow.sockname import SockName
     from passt.userspace.udp.base import UdpBase
     from passt.userspace.udp.frames import Headers

@@ -19,9 +19,9 @@ works; for groups it is the multicast TTL.
 
 from __future__ import annotations
 
-import socket
 import struct
 
+from passt.syscalls import bare_socket as socket
 from passt.userspace import log
 from passt.userspace.udp.flow import UdpFlow
 from passt.userspace.udp.frames import MAX_PAYLOAD4

@@ -12,9 +12,9 @@ What the socket does not take is lost, as on any network.
 from __future__ import annotations
 
 import errno
-import socket
 import struct
 
+from passt.syscalls import bare_socket as socket
 from passt.syscalls.sockopt import UDP_SEGMENT
 from passt.userspace import log
 from passt.userspace.udp.frames import MAX_PAYLOAD4

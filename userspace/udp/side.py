@@ -7,8 +7,7 @@ of what they belong to, and its own listening sockets.
 
 from __future__ import annotations
 
-import socket
-
+from passt.syscalls import bare_socket as socket
 from passt.syscalls.sockopt import IP_PKTINFO, IPV6_PKTINFO
 from passt.userspace.flow.nat import V4_MAPPED
 from passt.userspace.flow.rules import PIF_NAMES

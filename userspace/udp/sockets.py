@@ -10,9 +10,9 @@ reaches the flow that it belongs to, except between bind() and connect(): see
 from __future__ import annotations
 
 import errno
-import socket
 
 from passt.kernel.sockets import SocketSpec, open_socket
+from passt.syscalls import bare_socket as socket
 from passt.syscalls.sockopt import (
     IP_FREEBIND,
     IP_PKTINFO,

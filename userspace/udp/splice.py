@@ -37,8 +37,8 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 
+from passt.syscalls import bare_socket as socket
 from passt.syscalls.cmsg import gro_size
 from passt.syscalls.mmsg import Forward
 from passt.userspace import log

@@ -24,9 +24,9 @@ from passt.userspace.udp.output import send
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Sequence
 
+    from passt.syscalls import bare_socket as socket
     from passt.userspace.flow.sockname import SockName
     from passt.userspace.loop import Loop
     from passt.userspace.udp.side import Listener, Side

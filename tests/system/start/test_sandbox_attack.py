@@ -226,7 +226,7 @@ def test_exception_that_nobody_expected(attack: Attack, tmp_path: Path) -> None:
     lines = done.stderr.splitlines()
     assert lines[-1] == "RuntimeError: odd"
     assert "KeyError: 'key'" in lines
-    assert any("startup.py" in line and line.endswith("in serve") for line in lines)
+    assert any("launch.py" in line and line.endswith("in serve") for line in lines)
 
 
 def test_exception_in_the_other_thread(attack: Attack) -> None:

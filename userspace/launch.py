@@ -1,0 +1,226 @@
+"""From a namespace on its way to a running loop: the second half of start-up.
+
+It goes on where :class:`passt.userspace.startup.Startup` ended, in the same manner::
+
+    tap, addresses, routes        finish_network
+    ports in the namespace        open_namespace_ports
+    loop, link, translators       assemble
+    namespaces, empty root        isolate        nothing is opened by path after this
+    background, PID file          detach
+    thread in the namespace       enter_namespace
+    signals, garbage collector    settle
+    capabilities, and the rest    drop
+    release the command, loop     serve
+
+The netlink process, forked before all this, is told to end by ``open_namespace_ports`` and gone
+with ``isolate``; nothing is forked after ``detach``, and until then there is one thread.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+
+from passt.kernel import capabilities, interpreter, sandbox
+from passt.kernel.daemon import daemonise
+from passt.kernel.errors import SetupError, reason
+from passt.kernel.nswatch import PERIOD
+from passt.kernel.signals import SignalPipe
+from passt.kernel.sockdiag import SPEC, SocketDiag
+from passt.userspace import fault, log
+from passt.userspace.engine import Engine
+from passt.userspace.flow.rules import HOST, SPLICE
+from passt.userspace.forward.proclist import open_port_lists
+from passt.userspace.forward.scan import PortScan
+from passt.userspace.forward.sockets import Here
+from passt.userspace.loop import EPOLLIN
+from passt.userspace.startup import tell
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from passt.kernel.netlink.worker import Tap
+    from passt.kernel.nswatch import NamespaceWatch
+    from passt.userspace.forward.side import Make
+    from passt.userspace.startup import Startup
+
+#: Objects made in the loop before the collector looks at them: cycles are rare there.
+_GC_THRESHOLD = 10000
+
+
+class Launch:
+    """The second half of one start."""
+
+    def __init__(self, start: Startup) -> None:
+        self.start = start
+        self.engine: Engine
+        #: The guest's IPv6 link-local address, if it is known.
+        self.guest_link_local: bytes | None = None
+
+    def run(self) -> None:
+        """Go through all steps but the last."""
+        tap = self.finish_network()
+        self.open_namespace_ports()
+        self.assemble(tap)
+        self.isolate()
+        self.detach()
+        self.enter_namespace()
+        self.settle()
+        self.drop()
+
+    def finish_network(self) -> Tap | None:
+        """Wait for the tap, if there is to be one, and see what the namespace was given."""
+        start = self.start
+        tap, configured = start.network()
+        if tap is not None:
+            self.start.forwarder.set_scope(SPLICE, tap.ifindex)
+        if configured is not None:
+            tell(configured.notes)
+            self.start.config.v4.enabled = configured.ipv4
+            self.start.config.v6.enabled = configured.ipv6
+            self.guest_link_local = configured.link_local
+        return tap
+
+    def open_namespace_ports(self) -> None:
+        """Open what rules want in the namespace; then the netlink process has done its work."""
+        forwarder, worker = self.start.forwarder, self.start.worker
+        forwarder.open_fixed(SPLICE, worker.sockets)
+        automatic = any(
+            rule.auto for rule in (*self.start.config.rules, *self.start.config.rules_ns)
+        )
+        if automatic or self.start.control is not None:
+            forwarder.scan(HOST, PortScan(open_port_lists(), _diag(Here().call)))
+            forwarder.scan(SPLICE, PortScan(worker.port_lists(), _diag(worker.sockets)))
+            forwarder.open_auto({HOST: Here().call, SPLICE: worker.sockets})
+        worker.hang_up()
+        if self.start.userns >= 0:
+            os.close(self.start.userns)
+
+    def assemble(self, tap: Tap | None) -> None:
+        """Make the loop and everything in it; from here on, connections queue up."""
+        try:
+            self.engine = engine = Engine(
+                self.start.config, tap, self.start.forwarder, self.start.control, self.start.maps
+            )
+            engine.nat.observed_ll = self.guest_link_local
+            if self.start.watch is not None:
+                self._attach_watch(self.start.watch)
+        except OSError as error:
+            raise SetupError(f"Failed to set up event loop: {reason(error)}") from None
+        if self.start.config.config_net and engine.stack is not None:
+            engine.stack.announce()
+
+    def _attach_watch(self, watch: NamespaceWatch) -> None:
+        loop = self.engine.loop
+
+        def gone() -> None:
+            log.info(f"Namespace {watch.name} is gone, exiting")
+            loop.stop(0)
+
+        def on_event(_events: int) -> None:
+            if watch.events_show_end():
+                gone()
+
+        def look() -> None:
+            if watch.looks_gone():
+                gone()
+            else:
+                loop.call_at(loop.now + PERIOD, look)
+
+        if watch.fd >= 0:
+            loop.add(watch.fd, EPOLLIN, on_event)
+        else:
+            loop.call_at(loop.now, look)
+
+    def isolate(self) -> None:
+        """Leave the system behind, but for what is open; give up what only that took."""
+        options = self.start.options
+        self.start.worker.close()
+        fault.install()
+        interpreter.end_perf_support()
+        message = sandbox.leave(pid=not options.foreground, chroot_fallback=options.chroot_fallback)
+        if message:
+            log.warn(message)
+        capabilities.empty_other_sets()
+        capabilities.keep(capabilities.SANDBOXED)
+
+    def detach(self) -> None:
+        """Go to the background unless told otherwise; write the PID file."""
+        try:
+            if self.start.options.foreground:
+                if self.start.pid_file is not None:
+                    self.start.pid_file.write(os.getpid())
+            else:
+                self.start.readiness = daemonise(self.start.pid_file, self.start.null)
+                log.detach()
+        except OSError as error:
+            raise SetupError(f"Failed to go to the background: {reason(error)}") from None
+        os.close(self.start.null)
+
+    def enter_namespace(self) -> None:
+        """Start the thread that makes sockets in the namespace, where it may bind low ports."""
+        try:
+            self.engine.nsthread.start(self.start.netns, capabilities.NAMESPACE)
+        except OSError as error:
+            raise SetupError(f"Couldn't switch to pasta namespaces: {reason(error)}") from None
+        # A namespace must not outlive its users on our account.
+        os.close(self.start.netns)
+
+    def settle(self) -> None:
+        """Have signals come to the loop; what has been made so far stays for good."""
+        loop = self.engine.loop
+        signals = SignalPipe()
+
+        def on_signal(_events: int) -> None:
+            ending, child_ended = signals.take()
+            if ending:
+                loop.stop(0)
+            elif child_ended:
+                self._reap()
+
+        loop.add(signals.fileno(), EPOLLIN, on_signal)
+        gc.freeze()
+        gc.set_threshold(_GC_THRESHOLD)
+        gc.enable()
+
+    def drop(self) -> None:
+        """Give up the remaining privileges, and what else can be given up."""
+        capabilities.keep(capabilities.RUNNING)
+        sandbox.harden(
+            self.start.options.mode,
+            -1 if self.start.watch is None else self.start.watch.unlisted,
+            accelerated=self.start.maps is not None,
+        )
+
+    def serve(self) -> int:
+        """Let the command run, tell the waiting parent, and run the loop to its end."""
+        if self.start.child is not None:
+            self.start.child.release()
+            log.command_started()
+            self._reap()
+        if self.start.readiness is not None:
+            self.start.readiness.announce()
+        status = self.engine.loop.run()
+        self.engine.close()
+        return status
+
+    def _reap(self) -> None:
+        """Collect children that ended; the command's end is ours."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if self.start.child is not None and pid == self.start.child.pid:
+                code = os.waitstatus_to_exitcode(status)
+                self.engine.loop.stop(code if code >= 0 else 128 - code)
+
+
+def _diag(make: Make) -> SocketDiag | None:
+    """Means to ask the kernel about sockets where ``make`` makes some, if it has them."""
+    sock = make([SPEC])[0]
+    try:
+        return None if isinstance(sock, OSError) else SocketDiag(sock)
+    except OSError:
+        return None
