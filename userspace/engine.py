@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from passt.userspace.forward.binding import Owner
     from passt.userspace.forward.forwarder import Forwarder
     from passt.userspace.link.base import Link
+    from passt.userspace.multicast.translator import Multicast
 
 _USO = TUN_F_USO4 | TUN_F_USO6
 
@@ -73,14 +74,17 @@ class Engine:
         ifindex = 0 if tap is None else tap.ifindex
         self._splice = SpliceTcp(config, nat, loop, table, nsthread, ifindex, maps)
         link: Link = NullLink() if tap is None else self._tap_link(tap)
-        udp = Udp(config, nat, loop, link, table, nsthread, ifindex) if config.udp else None
+        groups = self._multicast(link, ifindex) if tap is not None else None
+        udp: Udp | None = groups
+        if udp is None and config.udp:
+            udp = Udp(config, nat, loop, link, table, nsthread, ifindex)
         tcp = None
         self.stack: Stack | None = None
         if tap is not None:
             tcp = Tcp(Context(config, nat, loop, link, table)) if config.tcp else None
             icmp = Icmp(config, nat, loop, link, table) if config.icmp else None
             services = Services(config, nat, link, loop)
-            self.stack = Stack(config, nat, link, tcp, udp, icmp, services)
+            self.stack = Stack(config, nat, link, tcp, udp, icmp, services, groups)
         if config.stats_interval:
             statistics = Statistics(
                 config.stats_interval, loop, link, table, self._splice.accelerator
@@ -108,6 +112,20 @@ class Engine:
             accelerator.close()
         if self._pcap is not None:
             self._pcap.close()
+
+    def _multicast(self, link: Link, ifindex: int) -> Multicast | None:
+        """The UDP translator with multicast, if that is wanted and there is an interface for it.
+
+        ``ifindex`` is that of the link's interface in the namespace.
+        """
+        config = self.config
+        if not config.multicast or not config.udp or max(config.v4.ifindex, config.v6.ifindex) < 2:
+            return None
+        from passt.userspace.multicast.sockets import places
+        from passt.userspace.multicast.translator import Multicast
+
+        surroundings = config, self.nat, self.loop, link, self.table
+        return Multicast(*surroundings, self.nsthread, ifindex, places(config))
 
     def _tap_link(self, tap: Tap) -> TapLink:
         """The link over the tap device, read by the loop."""

@@ -4,6 +4,7 @@
 
     link ─► Stack.receive ─┬─ TCP of a known connection, no options in IP ─► its flow
                            ├─ ARP, NDP, DHCP, DHCPv6 ─► services ─► link
+                           ├─ IGMP, MLD ─► multicast
                            ├─ IPv4 ─► checks ─┬─ TCP, UDP ─► translators
                            └─ IPv6 ─► checks ─┴─ ICMP, ICMPv6 echo ─► translator
 
@@ -41,6 +42,15 @@ if TYPE_CHECKING:
         def input(self, buf: memoryview, off: int, l4: int, end: int, version: int) -> bool:
             """Take ``buf[l4:end]`` of the frame at ``off``; true if it must stay."""
 
+    class Groups(Protocol):
+        """What takes reports of group membership."""
+
+        def igmp(self, buf: memoryview, l4: int, end: int) -> None:
+            """Take the IGMP message ``buf[l4:end]``."""
+
+        def mld(self, buf: memoryview, ip: int, l4: int, end: int) -> bool:
+            """Take the ICMPv6 message ``buf[l4:end]`` if it is of MLD; IPv6 starts at ``ip``."""
+
 
 _ETHERNET = 14
 _ARP = 0x0806
@@ -50,6 +60,10 @@ _TCP = 6
 _UDP = 17
 _ICMP = 1
 _ICMPV6 = 58
+_IGMP = 2
+
+#: Where IPv4 has the protocol.
+_PROTOCOL4 = _ETHERNET + 9
 
 _NO_MAC = bytes(6)
 _SHORT = {_TCP: drops.TCP_SHORT, _UDP: drops.UDP_SHORT}
@@ -75,6 +89,7 @@ class Stack:
         udp: Udp | None,
         icmp: Icmp | None,
         services: Services,
+        groups: Groups | None = None,
     ) -> None:
         self._config = config
         self._nat = nat
@@ -83,6 +98,7 @@ class Stack:
         self._udp = udp
         self._icmp = icmp
         self._services = services
+        self._groups = groups
         #: By protocol number, as IPv4 and IPv6 have it.
         self._translators: dict[int, Translator] = {}
         if tcp is not None:
@@ -204,7 +220,10 @@ class Stack:
         if src and src != self._nat.observed4:
             self._nat.observe4(src)
         if protocol < 0:
-            self._dropped(-protocol)
+            if protocol == -drops.IP4_PROTOCOL and buf[off + _PROTOCOL4] == _IGMP and self._groups:
+                self._groups.igmp(buf, l4, l4_end)
+            else:
+                self._dropped(-protocol)
             return False
         if protocol == _UDP and l4_end - l4 >= 8 and self._services.udp4(buf, l4, l4_end):
             return False
@@ -223,9 +242,12 @@ class Stack:
         if l4_end - l4 >= 8:
             if protocol == _UDP and self._services.udp6(buf, l4, l4_end, src, dst):
                 return False
-            if protocol == _ICMPV6 and is_ndp(buf[l4]):
-                self._services.ndp(buf, l4, l4_end, src)
-                return False
+            if protocol == _ICMPV6:
+                if is_ndp(buf[l4]):
+                    self._services.ndp(buf, l4, l4_end, src)
+                    return False
+                if self._groups and self._groups.mld(buf, off + _ETHERNET, l4, l4_end):
+                    return False
         return self._pass_on(protocol, buf, off, l4, l4_end, 6)
 
     def _pass_on(

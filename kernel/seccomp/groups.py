@@ -52,6 +52,10 @@ _OPTIONS: dict[int, tuple[str, dict[str, int]]] = {
             "IP_RECVERR": sockopt.IP_RECVERR,
             "IP_FREEBIND": sockopt.IP_FREEBIND,
             "IP_MULTICAST_TTL": socket.IP_MULTICAST_TTL,
+            "IP_MULTICAST_IF": socket.IP_MULTICAST_IF,
+            "IP_MULTICAST_ALL": sockopt.IP_MULTICAST_ALL,
+            "MCAST_JOIN_GROUP": sockopt.MCAST_JOIN_GROUP,
+            "MCAST_MSFILTER": sockopt.MCAST_MSFILTER,
         },
     ),
     socket.IPPROTO_IPV6: (
@@ -59,6 +63,10 @@ _OPTIONS: dict[int, tuple[str, dict[str, int]]] = {
         {
             "IPV6_UNICAST_HOPS": socket.IPV6_UNICAST_HOPS,
             "IPV6_MULTICAST_HOPS": socket.IPV6_MULTICAST_HOPS,
+            "IPV6_MULTICAST_IF": socket.IPV6_MULTICAST_IF,
+            "IPV6_MULTICAST_ALL": sockopt.IPV6_MULTICAST_ALL,
+            "MCAST_JOIN_GROUP": sockopt.MCAST_JOIN_GROUP,
+            "MCAST_MSFILTER": sockopt.MCAST_MSFILTER,
             "IPV6_RECVERR": sockopt.IPV6_RECVERR,
             "IPV6_V6ONLY": socket.IPV6_V6ONLY,
             "IPV6_RECVPKTINFO": socket.IPV6_RECVPKTINFO,

@@ -76,12 +76,12 @@ def one(data: bytes) -> None:
 
 
 def _flows(world: World) -> list[UdpFlow | EchoFlow]:
-    """A query and a ping of each version, and a datagram to a group."""
+    """A query and a ping of each version, and a datagram to everybody."""
     for frame in (
         fakes.udp_frame(GUEST4, FAR4, 5000, 53, b"question"),
         fakes.udp_frame(GUEST6, FAR6, 5000, 53, b"question"),
         fakes.udp_frame(GUEST4, GATEWAY4, 5001, 53, b""),
-        fakes.udp_frame(GUEST4, b"\xef\0\0\1", 5000, 53, b"to all"),
+        fakes.udp_frame(GUEST4, b"\xff" * 4, 5000, 53, b"to all"),
         fakes.echo_frame(GUEST4, FAR4, 7, 1, b"data"),
         fakes.echo_frame(GUEST6, GATEWAY6, 7, 1, b"data"),
     ):

@@ -26,6 +26,7 @@ IMPORTS = {
     "userspace.cli.main:main": "log and fault, which are loaded by then",
     "userspace.config.values:runas": "reading options",
     "userspace.engine:__init__": "assembly",
+    "userspace.engine:_multicast": "assembly",
     "userspace.services.services:__init__": "assembly",
     "userspace.splice.tcp:__init__": "assembly",
     "userspace.startup:_open_namespaces": "opened with the caller's identity",
@@ -91,6 +92,7 @@ import sys
 import passt.userspace.launch, passt.userspace.cli.main, passt.userspace.logfile
 import passt.userspace.control.server, passt.userspace.control.path
 import passt.userspace.config.summary, passt.kernel.target
+import passt.userspace.multicast.sockets, passt.userspace.multicast.translator
 print(*sorted(name for name in sys.modules if name.startswith("passt.")))
 """
 

@@ -61,11 +61,15 @@ class Rig:
         self.link = FakeLink(gso_udp=gso_udp)
         self.nat = Nat(self.config)
         self.table = FlowTable(limit)
-        self.udp = Udp(self.config, self.nat, self.loop, self.link, self.table, maker, ns_ifindex)
+        self.udp = self.translator(maker, ns_ifindex)
         self._sockets: list[socket.socket] = []
         for rule in rules:
             for port in range(rule.first, rule.last + 1):
                 self.listen(rule, port)
+
+    def translator(self, maker: SocketMaker | None, ns_ifindex: int) -> Udp:
+        """The translator, in these surroundings."""
+        return Udp(self.config, self.nat, self.loop, self.link, self.table, maker, ns_ifindex)
 
     def listen(self, rule: Rule, port: int = 0, pif: int = HOST) -> Listener:
         """Attach a listening socket for ``port`` of ``rule``, by default the first."""

@@ -490,6 +490,19 @@ TABLE: tuple[Option, ...] = (
         help="Do not forward UDP",
     ),
     Option(
+        "no-multicast",
+        "",
+        "",
+        flag("no_multicast"),
+        help="Do not forward multicast, nor join groups that the guest listens to",
+        details="What the guest sends to groups leaves, by the interface that addresses and routes "
+        "are taken from, with its TTL or hop limit, and what answers comes back. Groups that the "
+        "guest reports by IGMP or MLD are joined on that interface, up to 64 of them, and what "
+        "arrives there is delivered, at the ports that belong to the group by its protocol (mDNS, "
+        "LLMNR, SSDP, WS-Discovery, CoAP), those that the guest has sent to in this group, and "
+        "those forwarded by `--udp-ports`. Programs on the host are not disturbed.",
+    ),
+    Option(
         "no-icmp",
         "",
         "",

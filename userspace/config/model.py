@@ -144,6 +144,7 @@ class Config:
         "max_memory",
         "mode",
         "mtu",
+        "multicast",
         "ndp",
         "ns_ifname",
         "our_mac",
@@ -178,6 +179,8 @@ class Config:
         self.tcp = True
         self.udp = True
         self.icmp = True
+        #: What the guest sends to groups, and what it listens to there, is forwarded.
+        self.multicast = True
         self.ndp = True
         self.ra = True
         self.dhcp = True

@@ -130,6 +130,7 @@ class Options:
         "no_dns",
         "no_icmp",
         "no_map_gw",
+        "no_multicast",
         "no_ndp",
         "no_netns_quit",
         "no_pidns",
@@ -239,6 +240,7 @@ class Options:
         self.no_tcp = False
         self.no_udp = False
         self.no_icmp = False
+        self.no_multicast = False
         self.no_ndp = False
         self.no_ra = False
         self.no_dhcp = False

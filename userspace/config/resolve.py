@@ -123,6 +123,7 @@ def resolve(
     config.tcp = not options.no_tcp
     config.udp = not options.no_udp
     config.icmp = not options.no_icmp
+    config.multicast = not options.no_multicast
     config.ndp = not options.no_ndp
     config.ra = not (options.no_ndp or options.no_ra or options.config_net)
     config.dhcp = config.v4.enabled and not options.no_dhcp and config.v4.gateway is not None

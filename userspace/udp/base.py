@@ -144,6 +144,17 @@ class UdpBase:
         """Make the flow of a datagram that bypasses the link, see :meth:`from_socket`."""
         raise NotImplementedError
 
+    def _to_group(self, _key: bytes) -> UdpFlow | None:
+        """Make the flow of a datagram from the guest to a group, see :meth:`from_guest`.
+
+        There is none here: :mod:`passt.userspace.multicast` has what it takes.
+        """
+        return None
+
+    def _reaches_members(self, _group: bytes, _port: int, _ifindex: int) -> bool:
+        """Whether the guest gets what comes by this interface for ``_group`` anyway."""
+        return False
+
     # Listening sockets.
 
     def attach_listener(
@@ -198,6 +209,8 @@ class UdpBase:
             return None
         if not self._admits(FROM_GUEST, "TAP", guest, seen):
             return None
+        if is_multicast(seen):
+            return self._to_group(key)
         nat = self._nat
         peer = nat.outbound_port(seen, seen_port)
         if peer is None:
@@ -239,7 +252,7 @@ class UdpBase:
             port = 0
         host_key = peer + packed(own) + PORTS.pack(seen_port, own[1])
         flow = UdpFlow(self, sock, key, host_key, from_guest=True)
-        flow.multicast = is_multicast(peer) or peer == BROADCAST4
+        flow.multicast = peer == BROADCAST4
         if self._adopt(flow, FROM_GUEST, guest) is None:
             return None
         self._unanswered["TAP"].add(flow, guest, seen)
@@ -261,8 +274,9 @@ class UdpBase:
             return None
         rule = via.rule
         group = is_multicast(local) or local == BROADCAST4
-        if group and _reverse(key) in side.flows:
-            # What the guest itself sent to the group, looped back to us by the kernel.
+        if group and (_reverse(key) in side.flows or self._reaches_members(local, port, ifindex)):
+            # What the guest itself sent to the group, looped back to us by the kernel; or what
+            # it gets without a rule, as it said that it listens to the group.
             return None
         if self._bypasses(side, rule, peer):
             return self._splice(key, ifindex, peer_scope, via)
@@ -370,6 +384,8 @@ class UdpBase:
         except OSError as error:
             open_failed(error, side.name, key)
             return False
+        if not receiver.fresh:
+            return True
         if not self._fresh:
             self._loop.defer(self._drain_fresh)
         self._fresh.append((receiver, side, key))

@@ -41,14 +41,17 @@ def set_pktinfo(sock: socket.socket, wanted: bool, *, v4: bool) -> None:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, wanted)
 
 
-def flow_spec(family: int, *, device: str = "", freebind: bool = False) -> SocketSpec:
+def flow_spec(
+    family: int, *, device: str = "", freebind: bool = False, shared: bool = True
+) -> SocketSpec:
     """The socket of a flow, unbound, which delivers datagrams one by one.
 
-    With ``freebind`` the address to bind to need not be the host's.
+    With ``freebind`` the address to bind to need not be the host's; with ``shared`` its port
+    can be that of others.
     """
     # Without SO_BROADCAST 255.255.255.255, and broadcast addresses of subnets, are refused.
     options: tuple[Option, ...] = (
-        (socket.SOL_SOCKET, socket.SO_REUSEADDR, 1),
+        (socket.SOL_SOCKET, socket.SO_REUSEADDR, int(shared)),
         (socket.SOL_SOCKET, socket.SO_BROADCAST, 1),
     )
     if family == socket.AF_INET:
@@ -80,6 +83,17 @@ def enable_gro(sock: socket.socket) -> None:
     except OSError:
         # Linux < 5.0: datagrams come one by one.
         pass
+
+
+def keep_inside(sock: socket.socket) -> None:
+    """Have what is sent to groups reach members in this network namespace only (ip(7)).
+
+    By the link it would come back to us, as if the guest had sent it.
+    """
+    if sock.family == socket.AF_INET:
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, 0)
+    else:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 0)
 
 
 def flow_socket(

@@ -9,7 +9,7 @@ received on  if                                     sent on to
 the host     source is loopback, the rule has no    the guest's address, as observed; with
              target, not ``--no-splice``            ``--host-lo-to-ns-lo`` the loopback
                                                     address that the client used; a group
-                                                    address as it is
+                                                    address as it is, within the namespace
 namespace    source and destination are loopback    the same loopback address on the host,
                                                     or the rule's target
 ===========  =====================================  ======================================
@@ -60,7 +60,7 @@ from passt.userspace.udp.frames import MAX_PAYLOAD4
 from passt.userspace.udp.fromguest import FromGuest
 from passt.userspace.udp.output import MAX_SEGMENTS, STALE, send, send_joined, send_train
 from passt.userspace.udp.side import share
-from passt.userspace.udp.sockets import PORT_TAKEN, enable_gro, flow_spec
+from passt.userspace.udp.sockets import PORT_TAKEN, enable_gro, flow_spec, keep_inside
 from passt.userspace.udp.spliced import Half, SplicedFlow
 
 TYPE_CHECKING = False
@@ -232,6 +232,8 @@ class Splice(FromGuest):
             own_address = packed(own)
             key = target + own_address + PORTS.pack(target_port, own[1])
             if key not in side.flows and (own_address, own[1]) != (target, target_port):
+                if is_multicast(target):
+                    keep_inside(sock)
                 return Half(flow, side, sock, key)
             sock.close()
         open_failed(OSError(errno.EADDRINUSE, "No usable port"), flow.side.name, flow.key)

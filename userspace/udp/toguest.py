@@ -173,7 +173,11 @@ class ToGuest(UdpErrors):
         headers = flow.headers
         if headers is None or headers.mac != self._link.guest_mac:
             headers = flow.headers = Headers(self._link, self._config.our_mac, flow.guest_key)
-        limit = self._limit4 if len(flow.guest_key) == 12 else self._limit6
+        self._send_batch(headers, indices, len(flow.guest_key) == 12)
+
+    def _send_batch(self, headers: Headers, indices: Sequence[int], v4: bool) -> None:
+        """Send these datagrams of the batch as frames with ``headers``, in order."""
+        limit = self._limit4 if v4 else self._limit6
         batch = self._batch
         count = len(indices)
         if count == 1:

@@ -50,6 +50,8 @@ PROTOCOL_DISABLED = 34
 NO_FLOW = 35
 TCP_STRAY_RESET = 36
 TCP_STRAY_GROUP = 37
+MEMBERSHIP_FORMAT = 38
+MEMBERSHIP_LIMIT = 39
 
 #: Text of each reason, indexed by its number.
 NAMES = (
@@ -91,6 +93,8 @@ NAMES = (
     "no flow could be made",
     "TCP reset without a connection",
     "TCP segment to a group, or from nobody",
+    "IGMP or MLD message malformed, or not of this link",
+    "group membership reported too often, or of too many groups",
 )
 
 #: Frames dropped so far, indexed by reason.
