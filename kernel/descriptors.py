@@ -56,8 +56,14 @@ def silence_standard(null: int) -> None:
 
 
 def count_open() -> int:
-    """Number of descriptors in use, 0 if /proc does not tell."""
+    """Number of descriptors in use, 0 if /proc does not tell.
+
+    From Linux 6.2 on that is the size of the directory; to list it takes 2 µs for each.
+    """
     try:
+        size = os.stat("/proc/self/fd").st_size
+        if size:
+            return size
         # Less the one that lists the directory.
         return len(os.listdir("/proc/self/fd")) - 1
     except OSError:

@@ -71,9 +71,14 @@ class SocketSpec:
         return self._plain
 
 
-def open_socket(plain: PlainSpec) -> socket.socket:
-    """Make the socket that ``plain`` describes, here; OSError if a step fails."""
-    family, kind, options, address, backlog, protocol = plain
+def open_socket(plain: PlainSpec, options: tuple[Option, ...] | None = None) -> socket.socket:
+    """Make the socket that ``plain`` describes, here; OSError if a step fails.
+
+    ``options``: those of ``plain`` that have to be set, if that is known.
+    """
+    family, kind, all_options, address, backlog, protocol = plain
+    if options is None:
+        options = all_options
     sock = socket.socket(family, kind, protocol)
     try:
         for level, name, value in options:
@@ -117,7 +122,7 @@ def open_sockets(specs: Iterable[PlainSpec]) -> list[socket.socket | OSError]:
             if common is not spec[2]:
                 options = needed(spec)
                 common = spec[2]
-            made.append(open_socket((*spec[:2], options, *spec[3:])))
+            made.append(open_socket(spec, options))
         except OSError as error:
             made.append(error)
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):

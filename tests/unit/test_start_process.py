@@ -32,6 +32,23 @@ def output(body: str, **options: object) -> str:
     return done.stdout
 
 
+@pytest.mark.parametrize("size", [True, False], ids=["size", "list"])
+def test_open_descriptors_are_counted(size: bool) -> None:
+    """With what the kernel tells of them, and, of one that does not, from the list."""
+    body = f"""
+        import os, types
+        from passt.kernel.descriptors import count_open
+        if not {size}:
+            os.stat = lambda path: types.SimpleNamespace(st_size=0)
+        before = count_open()
+        fds = [os.dup(0) for _ in range(50)]
+        print(before, count_open() - before)
+        """
+    before, more = map(int, output(body, stdin=subprocess.DEVNULL).split())
+    assert before == 3
+    assert more == 50
+
+
 def test_inherited_descriptors_are_closed() -> None:
     leaks = [os.open("/dev/null", os.O_RDONLY) for _ in range(3)]
     try:
