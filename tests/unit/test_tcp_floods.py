@@ -12,7 +12,7 @@ from passt.userspace.flow.budget import Budget
 from passt.userspace.tcp import connects
 from passt.userspace.tcp.connects import AGE, Notes
 from passt.userspace.tcp.const import CONNECTING
-from passt.userspace.tcp.reassembly import RANGE_COST
+from passt.userspace.tcp.reassembly import PIECE_COST
 from tests.unit.tcp_kit import (
     ACK,
     RST,
@@ -307,7 +307,7 @@ def test_peer_that_does_not_read_costs_no_more_than_its_share() -> None:
 def test_every_other_byte_is_counted_with_what_it_takes_to_keep_it() -> None:
     with Host() as host:
         guest, _, flow = outbound(host)
-        host.ctx.budget.data_limit = 40 * RANGE_COST
+        host.ctx.budget.data_limit = 40 * PIECE_COST
         for number in range(100):
             guest.send(ACK, b"x", seq=guest.isn + 3 + 2 * number)
         assert flow.out_of_order is not None

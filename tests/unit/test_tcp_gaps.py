@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from passt.userspace.tcp.reassembly import RANGE_COST
+from passt.userspace.tcp.reassembly import PIECE_COST
 from tests.unit.tcp_kit import (
     ACK,
     FIN,
@@ -72,7 +72,7 @@ def test_gap_never_filled() -> None:
         guest, _, flow = outbound(host)
         guest.frame(ACK, b"lost")
         guest.data(*[b"x" * 100] * 50)
-        assert host.ctx.budget.data == 5000 + RANGE_COST
+        assert host.ctx.budget.data == 5000 + PIECE_COST
         flow.abort("test")
         assert host.ctx.budget.data == 0
 
@@ -84,7 +84,7 @@ def test_gaps_beyond_the_budget_are_dropped() -> None:
         lost = guest.frame(ACK, b"lost")
         pieces = [guest.frame(ACK, b"x" * 100) for _ in range(4)]
         host.feed(*pieces)
-        assert host.ctx.budget.data == 200 + RANGE_COST
+        assert host.ctx.budget.data == 200 + PIECE_COST
         host.feed(lost, *pieces)
         assert receive(peer, 404) == b"lost" + b"x" * 400
         assert host.ctx.budget.data == 0

@@ -35,7 +35,7 @@ from passt.userspace.tcp.const import (
     RECHECK_MAX,
     RECHECK_MIN,
 )
-from passt.userspace.tcp.reassembly import RANGE_COST, Reassembly
+from passt.userspace.tcp.reassembly import PIECE_COST, Reassembly
 from passt.userspace.tcp.toguest import ToGuest
 from passt.userspace.tcp.window import room, usable
 from passt.userspace.wire.tcp_options import MAX_SACK_BLOCKS, sack_option
@@ -123,7 +123,7 @@ class FromGuest(ToGuest):
             return
         if fin and self.fin_at < 0:
             self.fin_at = seq + size
-        if size and budget.allows(size + RANGE_COST, self.holds()):
+        if size and budget.allows(size + PIECE_COST, self.holds()):
             pieces = self.out_of_order
             if pieces is None:
                 pieces = self.out_of_order = Reassembly()
@@ -145,11 +145,12 @@ class FromGuest(ToGuest):
         found, _ = pieces.take(self.rcv_nxt)
         self.ctx.budget.hold(pieces.cost - before)
         self.ack_now = True
-        if found is not None:
+        for piece in found:
             # No more than has just been let go.
-            self.ctx.budget.hold(len(found))
-            self.tail += found
-            self.rcv_nxt += len(found)
+            self.ctx.budget.hold(len(piece))
+            self.tail += piece
+            self.rcv_nxt += len(piece)
+        if found:
             self.flush_tail()
 
     def flush_tail(self) -> None:
