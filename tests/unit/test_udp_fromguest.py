@@ -11,7 +11,7 @@ import pytest
 
 from passt.syscalls.sockopt import IP_RECVTTL
 from passt.userspace.flow import nat
-from passt.userspace.wire import ethernet
+from passt.userspace.wire import drops, ethernet
 from tests.unit.fakes import GUEST_MAC, OUR_MAC, ip_frame, udp_frame
 from tests.unit.udp_rig import GATEWAY, GUEST, GUEST_PORT, LOOPBACK_TEXT, Rig
 
@@ -148,10 +148,26 @@ def test_superframe_is_cut(rig: Rig, version: int) -> None:
 @pytest.mark.parametrize("size", [1, 3, 999])
 def test_superframe_of_many_small_datagrams(rig: Rig, size: int) -> None:
     server = rig.socket(4)
-    train = bytes(range(250))
+    train = bytes(range(128))
     rig.guest_sends(4, server.getsockname()[1], train, gso_size=size)
-    expected = [train[i : i + size] for i in range(0, 250, size)]
+    expected = [train[i : i + size] for i in range(0, 128, size)]
     assert receive(server, len(expected)) == expected
+
+
+@pytest.mark.parametrize(("size", "length"), [(1, 129), (1, 60000), (400, 51201)])
+def test_superframe_of_more_datagrams_than_kernels_make_is_dropped(
+    rig: Rig, version: int, size: int, length: int
+) -> None:
+    """A frame of 64 KiB in datagrams of one byte kept everybody waiting for 0.1 s."""
+    server = rig.socket(version)
+    port = server.getsockname()[1]
+    dropped = drops.counts[drops.UDP_TRAIN]
+    rig.guest_sends(version, port, bytes(length), gso_size=size)
+    assert not rig.flows()
+    rig.guest_sends(version, port, b"next")
+    rig.guest_sends(version, port, bytes(length), gso_size=size)
+    assert receive(server, 1) == [b"next"]
+    assert drops.counts[drops.UDP_TRAIN] == dropped + 2
 
 
 def test_superframe_between_datagrams_keeps_its_place(rig: Rig) -> None:

@@ -5,7 +5,8 @@ collected while they form a *train* (equal sizes, only the last may be shorter, 
 leave together, cut into datagrams again by the kernel (UDP_SEGMENT, udp(7)).  A train ends
 when the next datagram does not fit, and at the end of the batch, so a datagram waits for
 nothing but those read with it, and the order within a flow is kept.  A superframe of the
-guest is such a train already.
+guest is such a train already; one of more datagrams than any kernel makes is dropped, as a single
+frame could else be tens of thousands of them.
 
 Sizes that differ from datagram to datagram leave in single calls: preparing a ``sendmmsg``
 costs more than the calls it saves.
@@ -46,6 +47,9 @@ _TTL6 = 21
 _KEY4 = 26
 _KEY6 = 22
 
+#: Datagrams of a superframe: UDP_MAX_SEGMENTS of linux/udp.h, formerly half of it.
+MAX_TRAIN = 128
+
 _INT = struct.Struct("=i")
 
 
@@ -80,6 +84,10 @@ class FromGuest(ToGuest):
             ttl = buf[off + _TTL6]
         flow = self.flows.get(key)
         if flow is None:
+            segment = self._link.rx_gso_size
+            if segment and end - l4 - 8 > MAX_TRAIN * segment:
+                drops.bump(drops.UDP_TRAIN)
+                return False
             flow = self.from_guest(key, buf[l4 + 8 : end])
             if flow is None:
                 drops.bump(drops.NO_FLOW)
@@ -99,6 +107,9 @@ class FromGuest(ToGuest):
             flow.parts.append(buf[start:end])
             flow.room -= 1
             return True
+        if segment and length > MAX_TRAIN * segment:
+            drops.bump(drops.UDP_TRAIN)
+            return False
         if not flow.touched:
             flow.touched = True
             self._touched.append(flow)

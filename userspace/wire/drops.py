@@ -52,6 +52,7 @@ TCP_STRAY_RESET = 36
 TCP_STRAY_GROUP = 37
 MEMBERSHIP_FORMAT = 38
 MEMBERSHIP_LIMIT = 39
+UDP_TRAIN = 40
 
 #: Text of each reason, indexed by its number.
 NAMES = (
@@ -95,6 +96,7 @@ NAMES = (
     "TCP segment to a group, or from nobody",
     "IGMP or MLD message malformed, or not of this link",
     "group membership reported too often, or of too many groups",
+    "UDP superframe of too many datagrams",
 )
 
 #: Frames dropped so far, indexed by reason.
