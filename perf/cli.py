@@ -50,7 +50,38 @@ def build_parser() -> argparse.ArgumentParser:
     comparing.add_argument("--markdown", action="store_true", help="print Markdown")
     comparing.add_argument("--short", action="store_true", help="key figures alone, as Markdown")
     comparing.set_defaults(run=compare)
+
+    gating = commands.add_parser("gate", help="is it slower than it was? status 1 if so")
+    _add_cases(gating, "ci")
+    _add_settings(gating)
+    _add_gate(gating)
+    gating.set_defaults(run=gate)
     return parser
+
+
+def _add_gate(parser: argparse.ArgumentParser) -> None:
+    against = parser.add_mutually_exclusive_group(required=True)
+    against.add_argument(
+        "--base", metavar="SOURCE", help="compare with this revision, or folder of a source tree"
+    )
+    against.add_argument(
+        "--baseline",
+        metavar="FILE",
+        help="compare the ratio to `direct` with that of stored results",
+    )
+    parser.add_argument(
+        "--head",
+        metavar="SOURCE",
+        default=None,
+        help="what is compared (default: this source tree; with --baseline what is installed)",
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=_percentage,
+        default=None,
+        metavar="PERCENT",
+        help="of the speed that may be lost (default: 15; with --baseline 40)",
+    )
 
 
 def _add_cases(parser: argparse.ArgumentParser, default: str = "quick") -> None:
@@ -87,6 +118,13 @@ def _positive(text: str) -> int:
     if value < 1:
         raise ValueError
     return value
+
+
+def _percentage(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 100:
+        raise ValueError
+    return value / 100
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
@@ -165,6 +203,48 @@ def compare(options: argparse.Namespace) -> int:
     else:
         print(show(rows(found[0], list(found[0].subjects), reference)), end="")
     return 0
+
+
+def gate(options: argparse.Namespace) -> int:
+    """Say which cases became slower; 1 if any did."""
+    import dataclasses
+
+    from perf.gate import Gate, Rule, against_baseline, against_subject, baseline_ratios
+    from perf.lab import TREE, Lab
+    from perf.progress import display
+    from perf.rounds import Run
+    from perf.subjects import make
+
+    cases = choose(options.patterns, options.set)
+    rule = Rule(options.tolerance or (0.4 if options.baseline else 0.15))
+    metrics = {case.name: case.primary for case in cases}
+    if options.baseline:
+        head = f"head=tree:{options.head}" if options.head else "head=ours"
+        base = "direct"
+        stored = baseline_ratios(read(options.baseline), "ours", base)
+        cases = [case for case in cases if case.name in stored]
+        if not cases:
+            raise RefusedError(f"{options.baseline} has none of these cases")
+        ratios = against_baseline(metrics, "head", base, stored)
+    else:
+        head, base = f"head=tree:{options.head or TREE}", f"base=tree:{options.base}"
+        ratios = against_subject(metrics, "head", "base")
+    need_root()
+    settings = dataclasses.replace(settings_of(options), counting=False)
+    with Lab() as lab:
+        subjects = [make(text, lab, options.peers) for text in (base, head)]
+        progress = display(options.verbose)
+        try:
+            run = Run(lab, subjects, cases, settings, progress)
+            verdicts = Gate(run, ratios, rule, subjects[0].name).all()
+        finally:
+            progress.close()
+    for verdict in verdicts:
+        print(verdict)
+    print_failures(run.results)
+    if len(verdicts) < len(cases):
+        raise RefusedError("not all cases could be measured")
+    return int(any(verdict.regression for verdict in verdicts))
 
 
 # -- common ---------------------------------------------------------------------------------------

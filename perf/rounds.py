@@ -87,14 +87,11 @@ class Run:
 
     def all(self) -> Results:
         """Make all rounds."""
-        pairs = self._pairs()
+        pairs = self.pairs()
         counted = 0
         if self._can_count():
             counted = sum(case.counted and each.name not in self._bare for case, each in pairs)
-        self.progress.start(
-            len(pairs) * (self.settings.rounds + 1) + counted,
-            estimate(self.cases, len(self.subjects), self.settings),
-        )
+        self.progress.start(len(pairs) * (self.settings.rounds + 1) + counted, self.estimate())
         self.warm_up()
         for _ in range(self.settings.rounds):
             self.round(pairs)
@@ -105,14 +102,14 @@ class Run:
 
     def warm_up(self) -> None:
         """Everything once; learn what is not supported."""
-        for case, subject in self._pairs():
+        for case, subject in self.pairs():
             self.progress.step(f"warm-up: {case.name}, {subject.name}")
             self._measure(case, subject, short(self.settings), Meter)
 
     def round(self, pairs: Sequence[tuple[Case, Subject]] | None = None) -> None:
         """One round, of all or of some."""
         self._round += 1
-        for case, subject in self._pairs() if pairs is None else pairs:
+        for case, subject in self.pairs() if pairs is None else pairs:
             self.progress.step(f"round {self._round}: {case.name}, {subject.name}")
             found = self._measure(case, subject, self.settings, Meter)
             if found is None:
@@ -132,7 +129,7 @@ class Run:
 
     def count(self) -> None:
         """Count system calls of all subjects that are processes."""
-        for case, subject in self._pairs():
+        for case, subject in self.pairs():
             if not case.counted or subject.name in self._bare:
                 continue
             self.progress.step(f"system calls: {case.name}, {subject.name}")
@@ -152,7 +149,12 @@ class Run:
                 )
                 self.results.counts.append(count)
 
-    def _pairs(self) -> list[tuple[Case, Subject]]:
+    def estimate(self) -> float:
+        """Seconds that all of it takes, more or less."""
+        return estimate(self.cases, len(self.subjects), self.settings)
+
+    def pairs(self) -> list[tuple[Case, Subject]]:
+        """What is measured in a round, in this order."""
         return [
             (case, subject)
             for case in self.cases
