@@ -56,6 +56,18 @@ def build_parser() -> argparse.ArgumentParser:
     _add_settings(gating)
     _add_gate(gating)
     gating.set_defaults(run=gate)
+
+    reporting = commands.add_parser("report", help="plots, an HTML page, tables in documents")
+    reporting.add_argument("file", metavar="FILE", help="results, as `run --output` writes them")
+    reporting.add_argument("--folder", metavar="DIR", help="where plots and page go")
+    reporting.add_argument(
+        "--insert",
+        action="append",
+        default=[],
+        metavar="DOCUMENT",
+        help="a Markdown file whose tables between <!-- perf: … --> comments are replaced",
+    )
+    reporting.set_defaults(run=report)
     return parser
 
 
@@ -245,6 +257,30 @@ def gate(options: argparse.Namespace) -> int:
     if len(verdicts) < len(cases):
         raise RefusedError("not all cases could be measured")
     return int(any(verdict.regression for verdict in verdicts))
+
+
+def report(options: argparse.Namespace) -> int:
+    """Write the report, and tables into documents."""
+    from perf import report as reports
+
+    results = read(options.file)
+    if not options.folder and not options.insert:
+        raise RefusedError("nothing to do: neither --folder nor --insert")
+    if options.folder:
+        try:
+            import matplotlib  # noqa: F401 - is it there?
+        except ImportError:
+            raise RefusedError("plots need matplotlib: pip install '.[perf]'") from None
+        for path in reports.write(results, options.folder):
+            print(path)
+    for path in options.insert:
+        try:
+            with open(path, encoding="utf-8") as file:
+                text = file.read()
+            write(path, reports.insert(results, text, path))
+        except (OSError, reports.DocumentError) as error:
+            raise RefusedError(str(error)) from None
+    return 0
 
 
 # -- common ---------------------------------------------------------------------------------------
