@@ -123,7 +123,7 @@ def _table(body: bytes, family: int, own: Collection[bytes]) -> int:
 
 def _covers(prefix: bytes, length: int, addr: bytes) -> bool:
     """Whether an address is within a prefix of `length` bits."""
-    if len(prefix) != len(addr):
-        return False
     shift = 8 * len(addr) - length
+    if len(prefix) != len(addr) or shift < 0:
+        return False
     return int.from_bytes(prefix, "big") >> shift == int.from_bytes(addr, "big") >> shift

@@ -19,7 +19,7 @@ from errno import ENOBUFS
 from random import Random
 
 from passt.kernel import sockdiag
-from passt.kernel.netlink import retarget, route_socket, template
+from passt.kernel.netlink import policy, retarget, route_socket, template, uapi
 from passt.kernel.netlink.attributes import FormError
 from passt.kernel.netlink.records import (
     Address,
@@ -42,8 +42,10 @@ DICTIONARY = tuple(struct.pack("=HH", 8, kind) for kind in (1, 2, 3, 4, 5, 8, 9,
 #: Index of the interface in the namespace.
 INSIDE = 77
 
-OPERATIONS = ("link", "address", "route", "route6", "datagram", "answer", "stranger", "overflow")
-LINK, ADDRESS, ROUTE, ROUTE6, DATAGRAM, ANSWER, STRANGER, OVERFLOW = range(len(OPERATIONS))
+OPERATIONS = (
+    "link", "address", "route", "route6", "rule", "datagram", "answer", "stranger", "overflow",
+)  # fmt: skip
+LINK, ADDRESS, ROUTE, ROUTE6, RULE, DATAGRAM, ANSWER, STRANGER, OVERFLOW = range(len(OPERATIONS))
 
 Attributes = list[tuple[int, bytes]]
 
@@ -51,12 +53,14 @@ Attributes = list[tuple[int, bytes]]
 def one(data: bytes) -> None:
     """Read what the program says there is."""
     steps = program.decode(data, len(OPERATIONS))
-    bodies = [[body for operation, body in steps if operation == kind] for kind in range(4)]
+    bodies = [[body for operation, body in steps if operation == kind] for kind in range(5)]
     for body in bodies[LINK]:
         check_link(body)
     addresses = [found for body in bodies[ADDRESS] if (found := check_address(body)) is not None]
     for family, routes in ((socket.AF_INET, bodies[ROUTE]), (socket.AF_INET6, bodies[ROUTE6])):
-        check_routes(family, routes, [each for each in addresses if each.family == family])
+        own = [each for each in addresses if each.family == family]
+        check_routes(family, routes, own)
+        check_rules(family, routes, bodies[RULE], [each.local for each in own])
     if any(operation >= DATAGRAM for operation, _ in steps):
         check_questions(steps)
 
@@ -150,14 +154,15 @@ def expected_hops(body: bytes) -> Hops:
 
 
 class Table:
-    """Stands for a netlink socket over which there are these routes and addresses."""
+    """Stands for a netlink socket over which there are these routes and rules."""
 
-    def __init__(self, bodies: list[bytes]) -> None:
-        self._bodies = bodies
+    def __init__(self, routes: list[bytes], rules: list[bytes] | None = None) -> None:
+        self._routes = routes
+        self._rules = rules or []
 
-    def dump(self, _kind: int, _request: bytes) -> list[bytes]:
+    def dump(self, kind: int, _request: bytes) -> list[bytes]:
         """What there is, filtered by nobody."""
-        return self._bodies
+        return self._rules if kind == uapi.RTM_GETRULE else self._routes
 
 
 def check_routes(family: int, bodies: list[bytes], addresses: list[Address]) -> None:
@@ -176,18 +181,39 @@ def check_routes(family: int, bodies: list[bytes], addresses: list[Address]) -> 
         assert found == expected_hops(body)
         indexes |= {index for index, _, _ in found}
     chosen, notes = template.choose_interface(routes, "IPv4")
-    assert chosen != template.LOOPBACK_INDEX
+    assert chosen != uapi.LOOPBACK_INDEX
     assert chosen in indexes | {0}
     assert len(notes) == (2 if not chosen else len(notes)) <= 2
     host = chosen or min(indexes, default=2)
     source = template.Source(host, "eth0", routes, addresses)
     assert source.gateway is None or source.has_default
     assert source.address in {None} | {each.local for each in addresses}
+    assert source.address not in source.summary()[-1]
     for body in routes:
         check_copy(body, host)
     by_index = read_routes(Table(bodies), family, host)  # type: ignore[arg-type]
     wanted = [body for body in routes if any(hop[0] == host for hop in expected_hops(body))]
     assert by_index == wanted
+
+
+def check_rules(family: int, routes: list[bytes], rules: list[bytes], own: list[bytes]) -> None:
+    """Routes of another table than main: as they are there, but for the table."""
+    originals = [_without_table(body) for body in routes if len(body) >= 12]
+    for index in (0, 2):
+        sock = Table(routes, rules)
+        for body in policy.default_routes(sock, family, index, own):  # type: ignore[arg-type]
+            assert (body[0], body[4]) == (family, uapi.RT_TABLE_MAIN)
+            assert expected_hops(body)
+            assert _without_table(body) in originals, "a route that is nowhere"
+            assert dict(attributes(body[12:]) or ()).get(15, MAIN) == MAIN
+
+
+MAIN = struct.pack("=I", 254)
+
+
+def _without_table(body: bytes) -> tuple[bytes, Attributes]:
+    listed = attributes(body[12:]) or []
+    return body[:4] + body[5:12], [each for each in listed if each[0] != 15]
 
 
 def check_copy(body: bytes, host: int) -> None:
@@ -196,9 +222,11 @@ def check_copy(body: bytes, host: int) -> None:
     copy = retarget.retarget_route(body, host, INSIDE)
     listed = attributes(body[12:])
     ways = [payload for kind, payload in listed or () if kind in (4, 9)]
+    # A default route may have other ways as well.
+    partly = not body[1]
     if copy is None:
         usable = bool(ways) and all(
-            through(payload, host, multipath=kind == 9)
+            through(payload, host, multipath=kind == 9, partly=partly)
             for kind, payload in listed or ()
             if kind in (4, 9)
         )
@@ -218,19 +246,24 @@ def check_copy(body: bytes, host: int) -> None:
         elif kind != 9:
             assert payload == original
     before, after = expected_hops(body), expected_hops(copy)
-    assert after == [(INSIDE, gateway, weight) for _, gateway, weight in before]
+    # Attributes of hops are not looked into; the kernel will refuse what is wrong with them.
+    assert not before or after == [
+        (INSIDE, gateway, weight)
+        for index, gateway, weight in before
+        if index == host or not partly
+    ]
 
 
-def through(payload: bytes, host: int, *, multipath: bool) -> bool:
-    """Whether this way, or each of these, is one by the interface ``host``."""
+def through(payload: bytes, host: int, *, multipath: bool, partly: bool) -> bool:
+    """Whether this way, or each of these, or with ``partly`` one, is by the interface ``host``."""
     if not multipath:
         return payload == struct.pack("=I", host)
     count = 0
     while len(payload) >= 8:
         size, _, _, index = struct.unpack("=HBBi", payload[:8])
-        if not 8 <= size <= len(payload) or index != host:
+        if not 8 <= size <= len(payload) or (index != host and not partly):
             return False
-        count += 1
+        count += index == host
         payload = payload[(size + 3) // 4 * 4 :]
     return count > 0
 
@@ -377,6 +410,12 @@ def listening(port: int, size: int = 72) -> bytes:
     return b"\2\n\0\0" + struct.pack("!H", port) + bytes(size - 6)
 
 
+def rule(table: int, *selectors: bytes, source: int = 0, flags: int = 0) -> bytes:
+    """The body of a message about a routing rule for IPv4."""
+    header = struct.pack("=BBBBBBBBI", socket.AF_INET, 0, source, 0, table, 0, 0, 1, flags)
+    return header + b"".join(selectors)
+
+
 def seeds() -> Iterator[tuple[str, bytes]]:
     """Tables of ordinary hosts, and conversations that go right or wrong."""
     host = [
@@ -399,6 +438,25 @@ def seeds() -> Iterator[tuple[str, bytes]]:
         "interfaces",
         program.encode(
             [(ROUTE, make.route(hops=others)), (ROUTE, make.route(index=3)), (ROUTE, make.route())]
+        ),
+    )
+    elsewhere = [
+        make.route(index=3, gateway="198.51.100.1", table=100),
+        make.route("192.0.2.0/24", 3, table=100),
+        make.route(index=2, gateway="192.0.2.1", table=1000)[:4] + b"\xfc"
+        + make.route(index=2, gateway="192.0.2.1", table=1000)[5:],
+    ]  # fmt: skip
+    rules = [
+        rule(255),
+        rule(254, make.u32(14, 0)),
+        rule(7, make.u32(10, 7)),
+        rule(100, make.attr(2, bytes((192, 0, 2, 10))), source=32),
+        rule(0, make.u32(15, 1000), make.u32(10, 7), flags=2),
+    ]
+    yield (
+        "rules",
+        program.encode(
+            [*((ROUTE, body) for body in elsewhere), *((RULE, body) for body in rules), host[1]]
         ),
     )
     odd = make.route(index=2)[:-2], make.route(index=2, table=7), make.route(index=2, flags=0x200)
@@ -442,6 +500,8 @@ def _fresh(rnd: Random) -> Step:
     if operation in (ROUTE, ROUTE6):
         family = socket.AF_INET if operation == ROUTE else socket.AF_INET6
         return operation, make.route(index=rnd.choice((None, 1, 2)), family=family, extra=payload)
+    if operation == RULE:
+        return operation, rule(rnd.choice((7, 252, 254)), payload, source=rnd.randrange(129))
     if operation == ADDRESS:
         local = rnd.choice(("192.0.2.9", "2001:db8::9", "fe80::9"))
         return operation, make.address(local, rnd.randrange(129), extra=payload)

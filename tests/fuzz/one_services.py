@@ -35,6 +35,9 @@ DHCP, DHCPV6, NDP, ARP, RAW = range(len(OPERATIONS))
 
 GUEST_LL = bytes.fromhex("fe80000000000000505400fffe00aa01")
 SERVER_ID = struct.pack("!HHI6s", 1, 1, 1_000_000_000 - 946684800, OUR_MAC)
+MORE4 = bytes((192, 0, 2, 200))
+#: As many as can be given; the first has the prefix of GUEST6.
+MORE6 = [GUEST6[:8] + b"more" + bytes(4), *(b"\xfd" + bytes(14) + bytes((n,)) for n in range(6))]
 COOKIE = b"\x63\x82\x53\x63"
 LONG = ".".join(["label" * 12] * 4)
 
@@ -75,6 +78,8 @@ def configuration(first: int) -> Config:
         config.dhcp_opts = {26: None, 66: b"boot" * 40, 67: b"f" * 255, 15: b"example"}
         config.dhcpv6_opts = {23: None, 59: b"u" * 1000, 60: b"p" * 900}
         config.ra_opts = {5: None, 37: b"https://portal.example"}
+    if first & 128:
+        config.v4.own, config.v6.more = frozenset((MORE4,)), [(addr, 64) for addr in MORE6]
     return config
 
 
@@ -90,9 +95,12 @@ class Servers:
         self._told6 = dhcpv6.offers(config)
         self._told_ra = ndp.offers(config)
         self._dhcp = DhcpService(OUR_MAC, GATEWAY4, GUEST4, self._told)
-        self._dhcp6 = Dhcp6Service(OUR_MAC, OUR_LL, GUEST6, self._told6, 1e9)
-        self._ndp = NdpService(OUR_MAC, OUR_LL, GUEST6, self._told_ra)
-        self._arp = ArpService(OUR_MAC, GATEWAY4, GUEST4)
+        more = [addr for addr, _ in config.v6.more]
+        self._own4 = {GUEST4, *config.v4.own}
+        self._own6 = [GUEST6, *more]
+        self._dhcp6 = Dhcp6Service(OUR_MAC, OUR_LL, self._own6, self._told6, 1e9)
+        self._ndp = NdpService(OUR_MAC, OUR_LL, GUEST6, self._told_ra, more=more)
+        self._arp = ArpService(OUR_MAC, GATEWAY4, GUEST4, more=config.v4.own)
         check_names(config, self._told, self._told6)
 
     def raw(self, data: bytes) -> None:
@@ -203,7 +211,7 @@ class Servers:
         parts = [begin, (2, _option6(2, SERVER_ID))]
         if kind in (3, 4, 5):
             for code, fixed, addresses in associations:
-                if any(address != GUEST6 for address in addresses):
+                if any(address not in self._own6 for address in addresses):
                     status = _option6(13, b"\0\4Prefix not appropriate for link.")
                     parts += [(code, _option6(code, fixed + status)), (1, _option6(1, client))]
                     return [*parts, (13, status)] if kind == 4 else parts
@@ -211,7 +219,7 @@ class Servers:
         if kind == 4:
             parts.append((13, _option6(13, b"\0\0")))
         elif wanted is not None:
-            lease = _option6(5, GUEST6 + b"\xff" * 8)
+            lease = b"".join(_option6(5, address + b"\xff" * 8) for address in self._own6)
             parts.append((3, _option6(3, wanted[:4] + b"\xff" * 8 + lease)))
         parts.append((1, _option6(1, client)))
         size = sum(len(part) for _, part in parts)
@@ -241,7 +249,7 @@ class Servers:
             packet = oracle.outgoing(_PLAIN, frame, OUR_MAC)
             everybody = bytes.fromhex("ff020000000000000000000000000001")
             assert packet.dst == (everybody if src == bytes(16) else src)
-            check_advertisement(packet.l4, self._told_ra)
+            check_advertisement(packet.l4, self._own6, self._told_ra)
         elif (
             message[0] == 135
             and len(message) >= 24
@@ -266,7 +274,7 @@ class Servers:
         assert answers[0] == answers[1], "depends on what is not in the request"
         asked = len(message) >= 28 and message[:8] == b"\0\1\x08\0\6\4\0\1"
         sender, target = message[14:18], message[24:28]
-        if not asked or target == GUEST4 or (sender == target and any(sender)):
+        if not asked or target in self._own4 or (sender == target and any(sender)):
             assert answers[0] is None, "must not be answered"
             return
         assert answers[0] is not None, "must be answered"
@@ -338,8 +346,8 @@ def check_reply4(reply: bytes, request: bytes, must: list[Option], told: dict[in
     assert [code for code, _ in listed][: len(firsts)] == firsts, "not in the order asked for"
 
 
-def check_advertisement(message: bytes, told: bytes) -> None:
-    """An advertisement: the prefix, our MAC, and what is told, as options of whole units."""
+def check_advertisement(message: bytes, addresses: list[bytes], told: bytes) -> None:
+    """An advertisement: prefixes, our MAC, and what is told, as options of whole units."""
     assert message[:2] + message[4:16] == b"\x86\0\xff\x80\xff\xff" + bytes(8)
     rest = message[16:]
     kinds = []
@@ -347,9 +355,11 @@ def check_advertisement(message: bytes, told: bytes) -> None:
         assert len(rest) >= 8 and 0 < rest[1] * 8 <= len(rest), "an option that does not fit"
         kinds.append(rest[0])
         rest = rest[rest[1] * 8 :]
-    assert kinds[:2] == [3, 1]
-    prefix = b"\3\4\x40\xc0" + b"\xff" * 8 + bytes(4) + GUEST6[:8] + bytes(8)
-    assert message[16:] == prefix + b"\1\1" + OUR_MAC + told
+    prefixes = list(dict.fromkeys(address[:8] for address in addresses))
+    assert kinds[: len(prefixes) + 1] == [3] * len(prefixes) + [1]
+    head = b"\3\4\x40\xc0" + b"\xff" * 8 + bytes(4)
+    expected = b"".join(head + prefix + bytes(8) for prefix in prefixes)
+    assert message[16:] == expected + b"\1\1" + OUR_MAC + told
 
 
 def check_names(config: Config, told: dict[int, bytes], told6: dict[int, bytes]) -> None:
@@ -438,7 +448,7 @@ def seeds() -> Iterator[tuple[str, bytes]]:
     groups = (("dhcp", DHCP, four), ("dhcpv6", DHCPV6, six), ("ndp", NDP, neighbours),
               ("arp", ARP, arps))  # fmt: skip
     for name, operation, requests in groups:
-        for first in (0, 0x1D, 0x6E):
+        for first in (0, 0x1D, 0xEE):
             steps = [(operation, request) for request in requests]
             yield f"{name}-{first:02x}", bytes((first,)) + program.encode(steps)
     raw = [(RAW, bytes((operation,)) + requests[0]) for _, operation, requests in groups]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from passt.kernel.netlink import policy
 from passt.kernel.netlink.route_socket import NetlinkError, RouteSocket
 from passt.kernel.netlink.template import Wish, survey
+from passt.syscalls import bare_socket
 from tests.unit.netlink_bytes import address, attr, pack_ip, route, u32
 
 IPV4, IPV6 = int(socket.AF_INET), int(socket.AF_INET6)
@@ -133,6 +134,11 @@ def test_rules_for_addresses_of_a_named_interface(host: Host) -> None:
     assert host.defaults("192.0.2.2", index=4) == []
 
 
+def test_prefix_longer_than_an_address_covers_nothing(host: Host) -> None:
+    host.rules = [rule(100, FROM, src_len=33), rule(51820)]
+    assert host.defaults("192.0.2.2")[0] == in_main(3, "198.51.100.1")
+
+
 def test_table_without_default_route_is_passed_over(host: Host) -> None:
     host.routes[1:2] = [route("10.0.0.0/8", 2, "192.0.2.1", table=100)]
     host.routes.insert(0, route("default", 1, table=101))
@@ -161,8 +167,8 @@ def test_any_rule(data: bytes) -> None:
 @pytest.fixture
 def named(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("", "lo", "eth0", "eth1")
-    monkeypatch.setattr(socket, "if_indextoname", names.__getitem__)
-    monkeypatch.setattr(socket, "if_nametoindex", names.index)
+    monkeypatch.setattr(bare_socket, "if_indextoname", names.__getitem__)
+    monkeypatch.setattr(bare_socket, "if_nametoindex", names.index)
 
 
 @pytest.mark.usefixtures("named")
