@@ -184,7 +184,12 @@ def test_no_ping_sockets_permitted(
 
 @pytest.mark.parametrize(
     ("number", "head4", "head6"),
-    [(101, b"\x03\x00", b"\x01\x00"), (113, b"\x03\x01", b"\x01\x03"), (22, None, None)],
+    [
+        (101, b"\x03\x00", b"\x01\x00"),
+        (113, b"\x03\x01", b"\x01\x03"),
+        (22, None, b"\x01\x00"),
+        (90, None, None),
+    ],
 )
 def test_no_route(
     monkeypatch: pytest.MonkeyPatch, number: int, head4: bytes | None, head6: bytes | None

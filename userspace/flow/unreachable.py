@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from passt.userspace.flow.nat import Nat
 
 #: errno of a refused send or connect → (type, code) of ICMP, of ICMPv6: no route, route of
-#: kind "unreachable", route of kind "prohibit" or a firewall.
-_REFUSALS = {
+#: kind "unreachable", route of kind "prohibit" or a firewall.  EINVAL is what IPv6 says of
+#: link-local destinations where there is no interface whose neighbours they could be.
+_REFUSALS: dict[int, tuple[tuple[int, int] | None, tuple[int, int]]] = {
     errno.ENETUNREACH: ((3, 0), (1, 0)),
     errno.EHOSTUNREACH: ((3, 1), (1, 3)),
     errno.EACCES: ((3, 13), (1, 1)),
     errno.EPERM: ((3, 13), (1, 1)),
+    errno.EINVAL: (None, (1, 0)),
 }
 
 

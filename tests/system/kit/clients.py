@@ -1,9 +1,15 @@
-"""Real clients of the configuration services: dhclient, dhcpcd, udhcpc.
+"""Real clients of the configuration services: dhclient, dhcpcd, udhcpc, and rarer ones.
 
 They run as root in the guest's network namespace, and in a mount namespace where whatever they
 keep in the file system is kept in memory. Each calls a *script* when something happens, ours:
 it configures the address, so that renewals work as they should, and adds a line of all that the
 client told it to a file, from which the test reads (:class:`Events`).
+
+systemd-networkd runs without systemd: in its mount namespace sysfs is read-only, which tells it
+that no udev is going to announce interfaces to it, and nobody answers on D-Bus.
+
+dibbler-client and dhcp6c (wide-dhcpv6-client) are used where somebody installed them. Nothing here
+does: their packages start them on the machine's own interface.
 """
 
 from __future__ import annotations
@@ -18,7 +24,7 @@ from .netns import Netns, wait_for
 #: dhclient and udhcpc; both in terms of dhclient's variables where they differ.
 _SCRIPT = """#!/bin/sh
 PATH=/usr/sbin:/usr/bin:/sbin:/bin
-reason=${reason:-$1}
+reason=${reason:-${REASON:-$1}}
 if [ -n "$new_ip_address" ]; then
     ip address replace "$new_ip_address/$new_subnet_mask" dev "$interface"
 elif [ -n "$new_ip6_address" ]; then
@@ -33,10 +39,20 @@ exit 0
 """
 
 _PRIVATE = """
-for folder in /var/lib/dhcp /var/lib/dhcpcd /var/lib/dhcpcd5 /run; do
+for folder in /var/lib/dhcp /var/lib/dhcpcd /var/lib/dhcpcd5 /var/lib/dhcpv6 \\
+        /etc/dibbler /var/lib/dibbler /var/log/dibbler /run; do
     [ ! -d "$folder" ] || mount -t tmpfs tmpfs "$folder" || exit 1
 done
 exec "$@"
+"""
+
+NETWORKD = "/usr/lib/systemd/systemd-networkd"
+_NETWORKD = """
+mount -t sysfs -o ro sysfs /sys && mount -t tmpfs tmpfs /run || exit 1
+[ ! -d /etc/systemd/network ] || mount -t tmpfs tmpfs /etc/systemd/network || exit 1
+mkdir -p /run/systemd/network
+cp "$1" /run/systemd/network/10-test.network
+SYSTEMD_LOG_LEVEL=debug SYSTEMD_LOG_TARGET=console exec "$0"
 """
 
 
@@ -124,3 +140,24 @@ class Clients:
         conf.write_text("duid\noption domain_name_servers, domain_search, interface_mtu\n")
         words = ["-B", "-d", f"-{version}", "-f", str(conf), "-c", str(self.events.script)]
         return self.start(["dhcpcd", *words, *options, self.interface])
+
+    def networkd(self, conf: str) -> subprocess.Popen[str]:
+        """Start systemd-networkd, which configures the interface as *conf* says, by itself."""
+        path = self.folder / "networkd.network"
+        path.write_text(f"[Match]\nName={self.interface}\n{conf}")
+        return self.start(["sh", "-c", _NETWORKD, NETWORKD, str(path)])
+
+    def dibbler(self, conf: str, *, mode: str = "") -> subprocess.Popen[str]:
+        """Start dibbler-client in foreground; *conf* is what stands in the interface's block."""
+        path = self.folder / "dibbler.conf"
+        block = f"iface {self.interface} {{\n{conf}\n}}\n"
+        path.write_text(f"log-level 8\nlog-mode short\n{mode}\n{block}")
+        script = 'cp "$0" /etc/dibbler/client.conf && exec dibbler-client run'
+        return self.start(["sh", "-c", script, str(path)])
+
+    def dhcp6c(self, conf: str) -> subprocess.Popen[str]:
+        """Start dhcp6c in foreground; *conf* is what stands in the interface's block."""
+        path = self.folder / "dhcp6c.conf"
+        block = f'interface {self.interface} {{ {conf} script "{self.events.script}"; }};'
+        path.write_text(f"{block}\nid-assoc na 1 {{ }};\n")
+        return self.start(["dhcp6c", "-f", "-D", "-c", str(path), self.interface])
