@@ -206,7 +206,7 @@ class Startup:
         """Become who we will be, in the user namespace we will be in."""
         if self.identity.uid != os.geteuid():
             # Whoever we become may not read what is not imported yet.
-            pass
+            import passt.userspace.launch  # noqa: F401
         identity.drop_groups()
         if self.target.new_userns:
             self.userns, warning = userns.create(self.identity.uid, self.identity.gid)
