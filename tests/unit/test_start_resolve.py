@@ -98,7 +98,7 @@ def test_addresses_that_are_copied_are_the_guests_too() -> None:
 
 def test_neighbours_of_the_outbound_interface(monkeypatch: pytest.MonkeyPatch) -> None:
     """Link-local addresses mean those: sockets bound to it could reach no others."""
-    monkeypatch.setattr(socket, "if_nametoindex", {"uplink": 9}.__getitem__)
+    monkeypatch.setattr(module.socket, "if_nametoindex", {"uplink": 9}.__getitem__)
     assert resolved().v6.scope == 4
     assert resolved("--outbound-if6", "uplink").v6.scope == 9
     assert resolved("--outbound-if4", "uplink").v6.scope == 4
@@ -106,7 +106,7 @@ def test_neighbours_of_the_outbound_interface(monkeypatch: pytest.MonkeyPatch) -
     def absent(_name: str) -> int:
         raise OSError
 
-    monkeypatch.setattr(socket, "if_nametoindex", absent)
+    monkeypatch.setattr(module.socket, "if_nametoindex", absent)
     assert resolved("--outbound-if6", "uplink").v6.scope == 4
 
 
