@@ -61,8 +61,8 @@ class Net:
         self.closed: dict[int, socket.socket] = {}
         #: Local ports that are not redirected.
         self.open_ports: set[int] = set()
-        #: Local ports of sockets that talk to a group or to everybody: as they are connected
-        #: to that, no answer can reach them.
+        #: Local ports of sockets that talk to everybody: as they are connected to that, no
+        #: answer can reach them.
         self.mute: set[int] = set()
         for family in (socket.AF_INET, socket.AF_INET6):
             listener = self.listeners[family] = socket.socket(family, socket.SOCK_STREAM)
@@ -156,7 +156,7 @@ class Confined(socket.socket):
             assert address[1], "TCP to port 0"
         net = self.net
         if not self.stream:
-            if not oracle.is_unicast(host):
+            if host == b"\xff" * 4:
                 net.mute.add(super().getsockname()[1])
             return net.datagrams[self.family].getsockname()
         return (net.closed if net.refuse else net.listeners)[self.family].getsockname()
@@ -221,6 +221,9 @@ class Confined(socket.socket):
 
     def sendmsg(self, *args: Any) -> int:
         self.net.check("send")
+        if len(args) == 4 and not oracle.is_unicast(socket.inet_pton(self.family, args[3][0])):
+            # Who answers does so from elsewhere.
+            args = *args[:3], self._wanted(args[3])
         return super().sendmsg(*args)
 
     def recv_into(self, *args: Any) -> int:

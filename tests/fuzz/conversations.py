@@ -189,6 +189,46 @@ def called(version: int) -> list[Step]:
     ]
 
 
+def groups(version: int) -> list[Step]:
+    """The guest listens to a group, sends to it, is asked, listens to some only, and leaves."""
+    v4 = version == 4
+    group, one, other = (
+        (frames.GROUP4, FAR4, GATEWAY4) if v4 else (frames.GROUP6_FAR, FAR6, GATEWAY6)
+    )
+
+    def report(kind: int, *sources: bytes) -> Step:
+        listed = frames.records((kind, group, sources))
+        return step("frame", frames.igmp(0x22, listed) if v4 else frames.mld(143, listed))
+
+    guest = GUEST4 if v4 else GUEST6
+    question = fakes.udp_frame(guest, group, 5000, 5353, b"question")
+    return [
+        report(4),
+        step("frame", question),
+        END,
+        step("answer", b"\0answer"),
+        step("tell", b"\0to all"),
+        END,
+        report(6, other),
+        step("tell", b"\0not to hear"),
+        END,
+        report(3, one, other),
+        step("tell", b"\0to hear"),
+        step("tell", b"\0again"),
+        clock(12, 1),
+        report(1, one, other),
+        clock(1, 1),
+        # Nobody confirms any more.
+        clock(29, 1),
+        report(2, other),
+        step("fault", bytes((1, 0, 0, 0))),
+        step("frame", fakes.udp_frame(guest, group, 5353, 5353, b"by a shared port")),
+        END,
+        report(3),
+        END,
+    ]
+
+
 def refusals() -> list[Step]:
     """Nobody listens, there is no way, there are no sockets, and the link is full."""
     syn = Client().segment(SYN)[1]
@@ -236,6 +276,7 @@ def all_of_them() -> Iterator[tuple[str, list[Step]]]:
         yield f"datagrams{version}", datagrams(version)
         yield f"called{version}", called(version)
         yield f"echo{version}", echo(version)
+        yield f"groups{version}", groups(version)
     yield "window", window()
     yield "restart", restart()
     yield "refusals", refusals()

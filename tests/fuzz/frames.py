@@ -7,6 +7,7 @@ from random import Random
 
 from passt.userspace.wire.tcp_options import sack_option, syn_options
 from tests.fuzz.mutate import havoc
+from tests.fuzz.oracle import fold, ones_sum
 from tests.unit import fakes
 from tests.unit.fakes import GATEWAY4, GATEWAY6, GUEST4, GUEST6, GUEST_MAC, OUR_MAC, ip_frame
 
@@ -91,6 +92,37 @@ def dhcp6(kind: int, *options: tuple[int, bytes]) -> bytes:
     return fakes.udp_frame(GUEST_LL, servers, 546, 547, message)
 
 
+GROUP4 = bytes((239, 1, 2, 3))
+GROUP6_FAR = bytes.fromhex("ff0500000000000000000000000000aa")
+
+
+def records(*listed: tuple[int, bytes, tuple[bytes, ...]]) -> bytes:
+    """The end of a report of IGMPv3 or MLDv2: how many records, and these."""
+    body = struct.pack("!HH", 0, len(listed))
+    for kind, group, sources in listed:
+        body += struct.pack("!BBH", kind, 0, len(sources)) + group + b"".join(sources)
+    return body
+
+
+def igmp(kind: int, rest: bytes) -> bytes:
+    """A message of IGMP in a frame: a group, or records, at its end."""
+    message = bytes((kind, 0, 0, 0)) + rest
+    frame = bytearray(ip_frame(GUEST4, b"\xe0\0\0\x16", 2, message, 1, b"\x94\4\0\0"))
+    fix_sums(frame)
+    return bytes(frame)
+
+
+def mld(kind: int, rest: bytes) -> bytes:
+    """A message of MLD in a frame."""
+    message = bytes((kind, 0, 0, 0)) + rest
+    routers = bytes.fromhex("ff020000000000000000000000000016")
+    frame = bytearray(
+        extended(b"\0\x3a\0\5\2\0\0\1\0", ip_frame(GUEST_LL, routers, 58, message, 1))
+    )
+    fix_sums(frame)
+    return bytes(frame)
+
+
 DUID = b"\0\3\0\1" + GUEST_MAC
 OUR_DUID = struct.pack("!HHI", 1, 1, int(1.75e9) - 946684800) + OUR_MAC
 _IA = b"iaid" + bytes(8)
@@ -148,6 +180,18 @@ def samples() -> dict[str, bytes]:
         "dhcp6-solicit": dhcp6(1, (1, DUID), (3, _IA), (6, b"\0\x17\0\x18"), (39, b"\1\1a\0")),
         "dhcp6-request": dhcp6(3, (1, DUID), (2, OUR_DUID), (3, _IA + dhcp6_option(5, _ADDRESS))),
         "dhcp6-information": dhcp6(11, (1, DUID), (8, b"\0\0")),
+        "igmp-query": igmp(0x11, bytes(4)),
+        "igmp1-report": igmp(0x12, GROUP4),
+        "igmp2-leave": igmp(0x17, GROUP4),
+        "igmp3-report": igmp(
+            0x22, records((4, GROUP4, ()), (1, b"\xef\1\1\1", (FAR4, GATEWAY4)), (7, GROUP4, ()))
+        ),
+        "igmp3-change": igmp(0x22, records((6, GROUP4, (FAR4,)), (3, b"\xef\1\1\1", ()))),
+        "mld1-report": mld(131, bytes(4) + GROUP6_FAR),
+        "mld1-done": mld(132, bytes(4) + GROUP6_FAR),
+        "mld2-report": mld(143, records((2, GROUP6_FAR, (FAR6,)), (5, GROUP6_FAR, (GATEWAY6,)))),
+        "udp4-member": fakes.udp_frame(GUEST4, GROUP4, 5353, 5353, b"to all of us"),
+        "udp6-member": fakes.udp_frame(GUEST6, GROUP6_FAR, 5000, 5353, b"to all of us"),
         "sctp": ip_frame(GUEST4, FAR4, 132, bytes(32)),
         "vlan": GUEST_MAC + OUR_MAC + b"\x81\x00\0\1" + udp6[12:],
     }  # fmt: skip
@@ -195,8 +239,23 @@ def mutate(frame: bytes, rnd: Random) -> bytes:
     return bytes(out)
 
 
+def fix_sums(frame: bytearray) -> None:
+    """Make the checksum of IGMP or MLD right, which are the only ones that are looked at."""
+    start, total = len(frame), 0
+    if len(frame) >= 42 and frame[12:14] == b"\x08\x00" and frame[23] == 2:
+        start = 14 + (frame[14] & 15) * 4
+    elif len(frame) >= 70 and frame[12:14] == b"\x86\xdd" and frame[20] == 0 and frame[54] == 58:
+        start = 62 + frame[55] * 8
+        total = ones_sum(frame[22:54]) + 58 + len(frame) - start
+    if start + 8 <= len(frame):
+        frame[start + 2 : start + 4] = bytes(2)
+        total = fold(total + ones_sum(frame[start:]))
+        frame[start + 2 : start + 4] = (~total & 0xFFFF).to_bytes(2, "big")
+
+
 def fix_lengths(frame: bytearray) -> None:
     """Make the lengths in IP and UDP headers those of the frame, which may be anything."""
+    fix_sums(frame)
     if len(frame) >= 34 and frame[12:14] == b"\x08\x00":
         frame[16:18] = min(len(frame) - 14, 65535).to_bytes(2, "big")
         udp = 34 if frame[14] == 0x45 and frame[23] == 17 else len(frame)

@@ -34,6 +34,7 @@ def one(data: bytes) -> None:
         memory=150000 if first >> 4 == 15 else 0,
         splices=first >> 4 in (13, 14),
         tap=first >> 4 in (3, 11, 15),
+        groups=first >> 4 not in (1, 7),
         tweak=_TWEAKS[first >> 4],
     ) as world:
         execute(world, program.decode(data[1:], len(OPERATIONS)))

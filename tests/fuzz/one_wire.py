@@ -9,7 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from random import Random
 
-from passt.userspace.wire import arp, checksum, ethernet, icmp, ipv4, ipv6, tcp, tcp_options, udp
+from passt.userspace.wire import (
+    arp,
+    checksum,
+    drops,
+    ethernet,
+    icmp,
+    ipv4,
+    ipv6,
+    membership,
+    tcp,
+    tcp_options,
+    udp,
+)
 from tests.fuzz import frames, oracle
 from tests.fuzz.oracle import Incoming
 
@@ -26,6 +38,9 @@ def one(data: bytes) -> None:
     if expected is not None and expected.kind == oracle.TCP:
         end = (expected.l4[12] >> 4) * 4
         check_options(expected.l4[:end], 20, end)
+    reports = [reported(junk + data + junk, len(junk), len(junk) + len(data)) for junk in _JUNK]
+    assert reports[0] == reports[1], "depends on what is not in the frame"
+    assert reports[0] == oracle.membership(data)
     check_options(data, 0, len(data))
     check_sums(data)
 
@@ -69,6 +84,21 @@ def decode(buf: bytes, off: int, end: int) -> Incoming | None:
         return Incoming(kind, src, dst, sport, dport, l4, ttl, seq, ack, flags)
     assert icmp.parse(buf, at, stop)[0] == l4[0]
     return Incoming(kind, src, dst, l4=l4, ttl=ttl)
+
+
+def reported(buf: bytes, off: int, end: int) -> oracle.Membership | None:
+    """What our codecs make of a message of IGMP or MLD, ``None`` if it is none."""
+    ethertype = ethernet.parse(buf, off, end)[0]
+    ip = off + ethernet.HEADER_LEN
+    if ethertype == ethernet.ETH_P_IP:
+        kind, at, stop, *_ = ipv4.parse(buf, ip, end)
+        if kind == -drops.IP4_PROTOCOL and buf[ip + 9] == membership.IPPROTO_IGMP:
+            return oracle.Membership(4, membership.parse_igmp(buf, at, stop))
+    elif ethertype == ethernet.ETH_P_IPV6:
+        kind, at, stop, *_ = ipv6.parse(buf, ip, end)
+        if kind == oracle.ICMPV6 and stop - at >= 8 and membership.is_mld(buf[at]):
+            return oracle.Membership(16, membership.parse_mld(buf, ip, at, stop))
+    return None
 
 
 def check_options(data: bytes, at: int, end: int) -> None:

@@ -68,6 +68,14 @@ def _arp(packet: bytes) -> Incoming | None:
 
 
 def _ipv4(packet: bytes) -> Incoming | None:
+    payload = _payload4(packet)
+    if payload is None or packet[9] not in (ICMP, TCP, UDP):
+        return None
+    return _l4(packet[9], packet[12:16], packet[16:20], payload, packet[8])
+
+
+def _payload4(packet: bytes) -> bytes | None:
+    """What is behind the header of an IPv4 packet that is sound, of whichever protocol."""
     if len(packet) < 20 or packet[0] >> 4 != 4:
         return None
     header, total = (packet[0] & 15) * 4, number(packet, 2)
@@ -78,9 +86,7 @@ def _ipv4(packet: bytes) -> Incoming | None:
     src, dst = packet[12:16], packet[16:20]
     if 127 in (src[0], dst[0]) or 224 <= src[0] < 240 or src == b"\xff" * 4:
         return None
-    if packet[9] not in (ICMP, TCP, UDP):
-        return None
-    return _l4(packet[9], src, dst, packet[header:total], packet[8])
+    return packet[header:total]
 
 
 def _ipv6(packet: bytes) -> Incoming | None:
@@ -126,6 +132,80 @@ def _l4(kind: int, src: bytes, dst: bytes, l4: bytes, ttl: int) -> Incoming | No
     return Incoming(kind, src, dst, *ports, l4, ttl, number(l4, 4, 4), number(l4, 8, 4), l4[13])
 
 
+# What the guest listens to.
+
+#: Kind, group, sources.
+Record = tuple[int, bytes, tuple[bytes, ...]]
+
+
+class Membership(NamedTuple):
+    """A message of IGMP or MLD: bytes of an address, and what it reports."""
+
+    size: int
+    #: ``None`` if it is malformed.
+    records: list[Record] | None
+
+
+def membership(frame: bytes) -> Membership | None:
+    """The message of IGMP or MLD that ``frame`` is, ``None`` for all others."""
+    packet = frame[14:]
+    if number(frame, 12) == 0x0800:
+        payload = _payload4(packet)
+        return None if payload is None or packet[9] != 2 else Membership(4, _igmp(payload))
+    found = _ipv6(packet) if number(frame, 12) == 0x86DD else None
+    if found is None or found.kind != ICMPV6 or found.l4[0] not in (130, 131, 132, 143):
+        return None
+    return Membership(16, _mld(packet, found))
+
+
+def _igmp(message: bytes) -> list[Record] | None:
+    if len(message) < 8 or ones_sum(message) != 0xFFFF:
+        return None
+    if message[0] == 0x22:
+        return _records(message, 4)
+    kind = {0x12: 4, 0x16: 4, 0x17: 3}.get(message[0], 0)
+    return [(kind, message[4:8], ())] if kind and message[4] >> 4 == 14 else []
+
+
+def _mld(packet: bytes, found: Incoming) -> list[Record] | None:
+    near = not any(found.src) or found.src[0] << 2 | found.src[1] >> 6 == 0xFE << 2 | 2
+    if not near or found.ttl != 1 or packet[6] != 0:
+        return None
+    options = packet[42 : min(48 + packet[41] * 8, len(packet) - len(found.l4))]
+    while options[:4] != b"\5\2\0\0":
+        size = 1 if options[:1] == b"\0" else 2 + (options[1] if len(options) > 1 else 255)
+        if not options or size > len(options):
+            return None
+        options = options[size:]
+    message = found.l4
+    pseudo = ones_sum(found.src + found.dst) + 58 + len(message)
+    if fold(ones_sum(message) + pseudo) != 0xFFFF:
+        return None
+    if message[0] == 143:
+        return _records(message, 16)
+    if len(message) < 24:
+        return None
+    kind = {131: 4, 132: 3}.get(message[0], 0)
+    return [(kind, message[8:24], ())] if kind and message[8] == 0xFF else []
+
+
+def _records(message: bytes, size: int) -> list[Record] | None:
+    records: list[Record] = []
+    rest = message[8:]
+    for _ in range(min(number(message, 6), 128)):
+        if len(rest) < 4 + size:
+            return None
+        behind = 4 + size + number(rest, 2) * size
+        if len(rest) < behind + rest[1] * 4:
+            return None
+        group = rest[4 : 4 + size]
+        if 1 <= rest[0] <= 6 and (group[0] >> 4 == 14 if size == 4 else group[0] == 0xFF):
+            named = [rest[at : at + size] for at in range(4 + size, behind, size)]
+            records.append((rest[0], group, tuple(named[:64])))
+        rest = rest[behind + rest[1] * 4 :]
+    return records
+
+
 # What we send.
 
 
@@ -159,6 +239,8 @@ def outgoing(prefix: Prefix, frame: bytes, our_mac: bytes) -> Outgoing:
         assert packet[7] in (1, 2), "ARP operation"
         assert not any(packet[28:]), "padding is not zero"
         return Outgoing("arp", packet[14:18], packet[24:28], frame[:6], packet[:28], 28)
+    if packet[:1] == b"\x46" or (ethertype == 0x86DD and packet[6] == 0):
+        return _query(frame, packet)
     if ethertype == 0x0800:
         assert packet[0] == 0x45, "IPv4 version or header length"
         assert ones_sum(packet[:20]) == 0xFFFF, "IPv4 header checksum"
@@ -192,6 +274,27 @@ def outgoing(prefix: Prefix, frame: bytes, our_mac: bytes) -> Outgoing:
         _complete(l4, prefix, 14 + header, 16 if kind == TCP else 6, pseudo)
     _checked(kind, bytes(l4), pseudo, v4=header == 20)
     return Outgoing(kind, src, dst, frame[:6], bytes(l4), size, label)
+
+
+def _query(frame: bytes, packet: bytes) -> Outgoing:
+    """A general query of IGMP or MLD, which has options for routers before it."""
+    if number(frame, 12) == 0x0800:
+        size, src, dst = 36, packet[12:16], packet[16:20]
+        assert packet[:10] == b"\x46\xc0\0\x24\0\0\x40\0\1\2", "IPv4 header of a query"
+        assert ones_sum(packet[:24]) == ones_sum(packet[24:36]) == 0xFFFF, "checksums of a query"
+        assert packet[20:26] == b"\x94\4\0\0\x11\x64", "router alert, kind, time"
+        assert dst == b"\xe0\0\0\1", "not to all"
+    else:
+        size, src, dst = 76, packet[8:24], packet[24:40]
+        assert packet[:8] == b"\x60\0\0\0\0\x24\0\1", "IPv6 header of a query"
+        assert packet[40:50] == b"\x3a\0\5\2\0\0\1\0\x82\0", "router alert, kind"
+        pseudo = ones_sum(src + dst) + 58 + 28
+        assert fold(ones_sum(packet[48:76]) + pseudo) == 0xFFFF, "checksum of a query"
+        assert src[:8] == b"\xfe\x80" + bytes(6), "not from the link"
+        assert dst == b"\xff\2" + bytes(13) + b"\1", "not to all"
+    assert not any(packet[size - 4 - len(src) : size - 4]), "about one group"
+    assert not any(packet[size:]), "padding is not zero"
+    return Outgoing("query", src, dst, frame[:6], packet[:size], size)
 
 
 def _complete(l4: bytearray, prefix: Prefix, start: int, field: int, pseudo: int) -> None:

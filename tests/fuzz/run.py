@@ -13,6 +13,7 @@ from typing import Any
 
 from passt.userspace.flow.rules import HOST, SPLICE, Rule
 from passt.userspace.icmp.flow import EchoFlow
+from passt.userspace.multicast.translator import Member
 from passt.userspace.tcp.flow import TcpFlow
 from passt.userspace.udp.flow import UdpFlow
 from passt.userspace.udp.spliced import SplicedFlow
@@ -200,6 +201,18 @@ class Run:
                 client.setblocking(False)
                 self.clients.append(client)
 
+    def tell(self, operand: bytes) -> None:
+        """Somebody sends to a group that the guest listens to."""
+        members = [flow for flow in self.world.table.flows() if isinstance(flow, Member)]
+        if not members or not operand:
+            return
+        member = members[operand[0] % len(members)]
+        sink = self.world.net.datagrams[member.sock.family]
+        try:
+            sink.sendto(operand[1:], socket.socket.getsockname(member.sock))
+        except OSError:
+            pass
+
     def link(self, operand: bytes) -> None:
         """The link takes frames, or does not."""
         self.world.link.accept = not (operand[:1] and operand[0] & 1)
@@ -234,7 +247,7 @@ class Run:
         mask = operand[1] & 0x1F | (0x2000 if operand[1] & 0x20 else 0)
         if isinstance(flow, TcpFlow):
             flow.on_event(mask)
-        elif isinstance(flow, (UdpFlow, EchoFlow)):
+        elif isinstance(flow, (UdpFlow, EchoFlow, Member)):
             flow.ready(mask)
         elif isinstance(flow, SplicedFlow):
             half = flow.near if operand[1] & 0x40 else flow.far
@@ -257,6 +270,7 @@ OPERATIONS = (
     Run.link,
     Run.segment,
     Run.events,
+    Run.tell,
 )
 
 #: By name of the method, for those who write programs.

@@ -59,7 +59,7 @@ def test_frames_are_what_scapy_sees(monkeypatch: pytest.MonkeyPatch) -> None:
     def outgoing(prefix: Prefix, frame: bytes, our_mac: bytes) -> oracle.Outgoing:
         found = original(prefix, frame, our_mac)
         if not prefix.gso_type and len(kinds) < MOST:
-            start = {"arp": 14}.get(str(found.kind), 34 if len(found.src) == 4 else 54)
+            start = {"arp": 14, "query": 14}.get(str(found.kind), 34 if len(found.src) == 4 else 54)
             whole = frame[:start] + found.l4 + frame[start + len(found.l4) :]
             kinds.setdefault((found.kind, len(frame), found.l4[:1]), whole)
         return found

@@ -38,6 +38,9 @@ from passt.userspace.flow.table import Flow, FlowTable
 from passt.userspace.icmp import Icmp
 from passt.userspace.icmp.flow import EchoFlow
 from passt.userspace.loop import EPOLLIN
+from passt.userspace.multicast import translator as multicast
+from passt.userspace.multicast.policy import is_joined
+from passt.userspace.multicast.sockets import Place
 from passt.userspace.services.services import Services
 from passt.userspace.stack import Stack
 from passt.userspace.tcp.context import Context
@@ -60,6 +63,9 @@ MASK = 0xFFFFFFFF
 #: Flows at most: enough for everything to happen, few enough for a table to be full.
 LIMIT = 12
 
+#: Index of the loopback interface, where groups are joined.
+_LOOPBACK = 1
+
 #: Where code under test takes its sockets from.
 _WITH_SOCKETS = (passt.userspace.tcp.tcp, passt.userspace.icmp.translator, passt.kernel.sockets)
 
@@ -79,6 +85,7 @@ class World:
         memory: int = 0,
         splices: bool = False,
         tap: bool = False,
+        groups: bool = False,
         tweak: Callable[[Config], None] | None = None,
     ) -> None:
         global _net
@@ -113,7 +120,18 @@ class World:
         self.tcp = Tcp(self.ctx) if self.config.tcp else None
         #: There is a namespace for datagrams to bypass the link to.
         self.splices = splices
-        self.udp = Udp(*surroundings, Maker() if splices else None) if self.config.udp else None
+        maker = Maker() if splices else None
+        #: The UDP translator, if it is the one with multicast.
+        self.groups: multicast.Multicast | None = None
+        if groups and self.config.udp:
+            families = (4, self.config.v4), (16, self.config.v6)
+            places = {
+                size: Place(size == 4, _LOOPBACK, "lo") for size, each in families if each.enabled
+            }
+            self.groups = multicast.Multicast(*surroundings, maker, 0, places)
+        self.udp: Udp | None = self.groups
+        if self.udp is None and self.config.udp:
+            self.udp = Udp(*surroundings, maker)
         self.icmp = Icmp(*surroundings) if self.config.icmp else None
         # Our DHCPv6 identifier is made of the time of our start.
         passt.userspace.services.services.time = Epoch()  # type: ignore[assignment]
@@ -122,7 +140,7 @@ class World:
         finally:
             passt.userspace.services.services.time = time
         self.stack = Stack(
-            self.config, self.nat, self.link, self.tcp, self.udp, self.icmp, services
+            self.config, self.nat, self.link, self.tcp, self.udp, self.icmp, services, self.groups
         )
         self.link.receiver = self._receive
         #: By the key of its flow, whoever had it.
@@ -151,6 +169,9 @@ class World:
         """End everything, and see whether anything is left."""
         self.net.clear()
         self.link.accept = True
+        for group in list(self.groups._groups) if self.groups is not None else ():
+            # Some have no sockets.
+            self.groups._leave(group)
         for flow in self.table.flows():
             self.end(flow)
         for peers in self.peers.values():
@@ -171,6 +192,10 @@ class World:
         assert self.ctx.budget.data == 0, "data are left"
         assert self.ctx.budget.flows == 0, "flows are left in the budget"
         assert not self.table._counts, "sources are left"
+        if self.groups is not None:
+            assert not self.groups._groups, "memberships are left"
+            assert not self.groups._members, "members are left"
+            assert not self.groups._senders, "senders are left"
         assert not (self.ctx.flows4 or self.ctx.flows6 or self.ctx.uploading), "TCP remembers"
         if self.udp is not None:
             assert not self.udp.flows, "UDP remembers flows of the guest"
@@ -230,7 +255,12 @@ class World:
         assert any(mac), "a guest without a MAC"
         assert not mac[0] & 1, "a guest with the MAC of a group"
         assert mac != fakes.OUR_MAC, "a guest with our MAC"
-        if expected is None or not self._enabled(expected):
+        report = oracle.membership(frame) if self.groups is not None else None
+        if report is not None and report.size in self.groups._places:  # type: ignore[union-attr]
+            assert not answered, "reports are not answered"
+            assert not held, "reports are not held"
+            assert dropped or report.records is not None, "malformed, but not counted"
+        elif expected is None or not self._enabled(expected):
             assert dropped == 1, "must be dropped, and counted"
             assert not answered, "must be dropped, not answered"
             assert self.table.count == flows, "must be dropped, and not make a flow"
@@ -386,10 +416,13 @@ class World:
     def check(self) -> None:
         """What holds between events."""
         held = 0
+        members: list[tuple[bytes, int]] = []
         for flow in self.table.flows():
             if isinstance(flow, TcpFlow):
                 check_tcp(flow)
                 held += flow.holds()
+            elif isinstance(flow, multicast.Member) and self.groups is not None:
+                members.append((flow.group_addr, flow.port))
             elif isinstance(flow, UdpFlow) and self.udp is not None:
                 assert not flow.parts
                 assert not flow.touched
@@ -397,6 +430,24 @@ class World:
                 assert len(flow.guest_key) in (12, 36)
         assert self.ctx.budget.data == held, "count of data held"
         assert held <= self.ctx.budget.data_limit, "more than the budget"
+        self._check_groups(members)
         flows = [*self.ctx.flows4.items(), *self.ctx.flows6.items()]
         assert all(flow.key == key and flow.index >= 0 for key, flow in flows)
         assert len(self.loop._timers) < 2000, "timers pile up"
+
+    def _check_groups(self, members: list[tuple[bytes, int]]) -> None:
+        """What the guest listens to, and the sockets for it by group and port."""
+        if self.groups is None:
+            return
+        known = self.groups._groups
+        assert len(known) <= multicast.MAX_GROUPS, "too many groups"
+        assert self.groups._members == len(members) <= multicast.MAX_SOCKETS, "count of members"
+        assert sorted(members) == sorted(
+            (group, port) for group, each in known.items() for port in each.members
+        )
+        for group, each in known.items():
+            assert is_joined(group), f"joined {group.hex()}"
+            assert not each.filter.is_empty, "a member that hears nobody"
+            assert len(each.filter.sources) <= 64, "sources"
+            assert len(each.sent) <= multicast.MAX_PORTS, "ports"
+            assert all(member.filter == each.filter for member in each.members.values())
