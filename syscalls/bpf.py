@@ -37,7 +37,10 @@ _OBJ_PIN = 6
 _OBJ_GET = 7
 _PROG_ATTACH = 8
 _PROG_DETACH = 9
+_PROG_GET_FD_BY_ID = 13
+_MAP_GET_FD_BY_ID = 14
 _OBJ_GET_INFO_BY_FD = 15
+_PROG_QUERY = 16
 MAP_LOOKUP_BATCH = 24
 _LINK_CREATE = 28
 _TOKEN_CREATE = 36
@@ -61,8 +64,10 @@ EXIST = 2
 
 # Types of programs and of what they are attached to.
 PROG_TYPE_SOCKET_FILTER = 1
+PROG_TYPE_SOCK_OPS = 13
 PROG_TYPE_SK_SKB = 14
 PROG_TYPE_SK_LOOKUP = 30
+CGROUP_SOCK_OPS = 3
 SK_LOOKUP = 36
 SK_SKB_VERDICT = 38
 
@@ -73,6 +78,14 @@ _NAME_LENGTH = 15
 _LOG_SIZE = 1 << 16
 #: The kernel's own size of the record does not matter, but a record of zeros is as good.
 _ATTR_SIZE = 160
+
+#: Programs in one place, and maps of a program: more are not asked for.
+_MAX_PROGRAMS = 64
+_MAX_MAPS = 16
+# struct bpf_prog_info up to the name: where the number and addresses of maps, and the name, are.
+_PROG_INFO_SIZE, _PROG_INFO_MAPS, _PROG_INFO_NAME = 80, 52, 64
+#: Where PROG_QUERY leaves how many programs there are.
+_QUERY_COUNT = 24
 
 _U32 = struct.Struct("=I")
 _ELEMENT = struct.Struct("=I4xQQQ")
@@ -278,7 +291,11 @@ def prog_detach(program: int, target: int, attach_type: int) -> None:
 
 
 def link_create(program: int, target: int, attach_type: int) -> int:
-    """Attach ``program`` to ``target``, a network namespace, as long as the result is open."""
+    """Attach ``program`` to ``target`` for as long as the result is open.
+
+    Targets are network namespaces and control groups.  The kernel asks for no privilege: having
+    the program's descriptor is enough.
+    """
     return _bpf(_LINK_CREATE, struct.pack("=IIII", program, target, attach_type, 0), "LINK_CREATE")
 
 
@@ -299,13 +316,59 @@ def obj_get(path: str) -> int:
     return _bpf(_OBJ_GET, attr, "OBJ_GET")
 
 
-class MapInfo:
-    """What a map is: type, number, sizes in bytes, number of entries, flags."""
+def prog_query(target: int, attach_type: int) -> list[int]:
+    """The numbers of the programs attached to ``target``, in their order; takes CAP_NET_ADMIN."""
+    numbers = ctypes.create_string_buffer(4 * _MAX_PROGRAMS)
+    record = struct.pack(
+        "=IIIIQI", target, attach_type, 0, 0, ctypes.addressof(numbers), _MAX_PROGRAMS
+    )
+    attr = ctypes.create_string_buffer(record, 64)
+    if _number < 0:
+        raise error(errno.ENOSYS, "bpf PROG_QUERY")
+    check(syscall(_number, _PROG_QUERY, ctypes.addressof(attr), 64), "bpf PROG_QUERY")
+    (count,) = _U32.unpack_from(attr.raw, _QUERY_COUNT)
+    return list(struct.unpack_from(f"={count}I", numbers.raw))
 
-    __slots__ = ("entries", "flags", "id", "key_size", "kind", "value_size")
+
+def prog_by_id(number: int) -> int:
+    """A descriptor of a program by its number; takes CAP_SYS_ADMIN.  OSError ENOENT."""
+    return _bpf(_PROG_GET_FD_BY_ID, struct.pack("=III", number, 0, 0), "PROG_GET_FD_BY_ID")
+
+
+def map_by_id(number: int) -> int:
+    """A descriptor of a map by its number; takes CAP_SYS_ADMIN.  OSError ENOENT."""
+    return _bpf(_MAP_GET_FD_BY_ID, struct.pack("=III", number, 0, 0), "MAP_GET_FD_BY_ID")
+
+
+def prog_info(fd: int) -> tuple[str, list[int]]:
+    """Name of the program behind ``fd``, and the numbers of its maps; OSError."""
+    maps = ctypes.create_string_buffer(4 * _MAX_MAPS)
+    record = bytearray(_PROG_INFO_SIZE)
+    struct.pack_into("=IQ", record, _PROG_INFO_MAPS, _MAX_MAPS, ctypes.addressof(maps))
+    info = ctypes.create_string_buffer(bytes(record), len(record))
+    attr = struct.pack("=IIQ", fd, len(record), ctypes.addressof(info))
+    _bpf(_OBJ_GET_INFO_BY_FD, attr, "OBJ_GET_INFO_BY_FD")
+    (count,) = _U32.unpack_from(info.raw, _PROG_INFO_MAPS)
+    name = info.raw[_PROG_INFO_NAME : _PROG_INFO_NAME + 16].partition(b"\0")[0]
+    return name.decode("ascii", "replace"), list(
+        struct.unpack_from(f"={min(count, _MAX_MAPS)}I", maps.raw)
+    )
+
+
+class MapInfo:
+    """What a map is: type, number, sizes in bytes, number of entries, flags, name."""
+
+    __slots__ = ("entries", "flags", "id", "key_size", "kind", "name", "value_size")
 
     def __init__(
-        self, kind: int, number: int, key_size: int, value_size: int, entries: int, flags: int
+        self,
+        kind: int,
+        number: int,
+        key_size: int,
+        value_size: int,
+        entries: int,
+        flags: int,
+        name: bytes = b"",
     ) -> None:
         self.kind = kind
         self.id = number
@@ -313,14 +376,15 @@ class MapInfo:
         self.value_size = value_size
         self.entries = entries
         self.flags = flags
+        self.name = name.partition(b"\0")[0].decode("ascii", "replace")
 
 
 def map_info(fd: int) -> MapInfo:
     """Describe the map behind ``fd``; OSError EINVAL if it is none."""
-    info = ctypes.create_string_buffer(24)
-    attr = struct.pack("=IIQ", fd, 24, ctypes.addressof(info))
+    info = ctypes.create_string_buffer(40)
+    attr = struct.pack("=IIQ", fd, 40, ctypes.addressof(info))
     _bpf(_OBJ_GET_INFO_BY_FD, attr, "OBJ_GET_INFO_BY_FD")
-    return MapInfo(*struct.unpack("=6I", info.raw))
+    return MapInfo(*struct.unpack("=6I16s", info.raw))
 
 
 def token_create(bpffs: int) -> int:

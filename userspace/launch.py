@@ -26,12 +26,11 @@ from passt.kernel.daemon import daemonise
 from passt.kernel.errors import SetupError, reason
 from passt.kernel.nswatch import PERIOD
 from passt.kernel.signals import SignalPipe
-from passt.kernel.sockdiag import SPEC, SocketDiag
 from passt.userspace import fault, log
 from passt.userspace.engine import Engine
 from passt.userspace.flow.rules import HOST, SPLICE
 from passt.userspace.forward.proclist import open_port_lists
-from passt.userspace.forward.scan import PortScan
+from passt.userspace.forward.scan import scan_of
 from passt.userspace.forward.sockets import Here
 from passt.userspace.loop import EPOLLIN
 from passt.userspace.startup import tell
@@ -40,7 +39,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from passt.kernel.netlink.worker import Tap
     from passt.kernel.nswatch import NamespaceWatch
-    from passt.userspace.forward.side import Make
     from passt.userspace.startup import Startup
 
 #: Objects made in the loop before the collector looks at them: cycles are rare there.
@@ -83,13 +81,17 @@ class Launch:
     def open_namespace_ports(self) -> None:
         """Open what rules want in the namespace; then the netlink process has done its work."""
         forwarder, worker = self.start.forwarder, self.start.worker
+        if self.start.gates is not None:
+            self.start.gates.open_namespace(forwarder, worker, self.start.netns)
         forwarder.open_fixed(SPLICE, worker.sockets)
         automatic = any(
             rule.auto for rule in (*self.start.config.rules, *self.start.config.rules_ns)
         )
         if automatic or self.start.control is not None:
-            forwarder.scan(HOST, PortScan(open_port_lists(), _diag(Here().call)))
-            forwarder.scan(SPLICE, PortScan(worker.port_lists(), _diag(worker.sockets)))
+            if not forwarder.scans(HOST):
+                forwarder.scan(HOST, scan_of(open_port_lists(), Here().call))
+            if not forwarder.scans(SPLICE):
+                forwarder.scan(SPLICE, scan_of(worker.port_lists(), worker.sockets))
             forwarder.open_auto({HOST: Here().call, SPLICE: worker.sockets})
         worker.hang_up()
         if self.start.userns >= 0:
@@ -188,7 +190,7 @@ class Launch:
         sandbox.harden(
             self.start.options.mode,
             -1 if self.start.watch is None else self.start.watch.unlisted,
-            accelerated=self.start.maps is not None,
+            accelerated=self.start.maps is not None or bool(self.start.gates),
         )
 
     def serve(self) -> int:
@@ -215,12 +217,3 @@ class Launch:
             if self.start.child is not None and pid == self.start.child.pid:
                 code = os.waitstatus_to_exitcode(status)
                 self.engine.loop.stop(code if code >= 0 else 128 - code)
-
-
-def _diag(make: Make) -> SocketDiag | None:
-    """Means to ask the kernel about sockets where ``make`` makes some, if it has them."""
-    sock = make([SPEC])[0]
-    try:
-        return None if isinstance(sock, OSError) else SocketDiag(sock)
-    except OSError:
-        return None

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from passt.userspace.config.model import Config, Family
     from passt.userspace.config.options import Options, Target
     from passt.userspace.config.resolve import HostNetwork
+    from passt.userspace.forward.gates import Gates
 
 _FATAL = (SetupError, WorkerError, UsageError)
 
@@ -74,6 +75,7 @@ class Startup:
         self.forwarder: Forwarder
         self.control: socket.socket | None = None
         self.maps: MapSet | None = None
+        self.gates: Gates | None = None
         #: Descriptors of the namespaces to serve, and of /dev/null.
         self.netns = -1
         self.userns = -1
@@ -146,7 +148,19 @@ class Startup:
         resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))
         self.forwarder = Forwarder(self.config)
         self.forwarder.set_scope(HOST, self.config.v6.ifindex)
+        if self.options.accel == ACCEL_EBPF:
+            self._open_gates()
         self.forwarder.open_fixed(HOST, Here().call)
+
+    def _open_gates(self) -> None:
+        """Get what it takes to have one socket for many ports, if that is wanted and possible."""
+        from passt.userspace.forward.gates import Gates
+
+        options = self.options
+        self.gates = Gates(
+            self.config, control=bool(options.conf_path), compile_first=options.accel_compile
+        )
+        self.gates.open_host(self.forwarder)
 
     def open_files(self) -> None:
         """Open what belongs to our caller: the PID file, existing namespaces, their watch."""

@@ -21,6 +21,12 @@ from passt.kernel.ebpf.maps import MapSet, attach, make
 from passt.kernel.ebpf.probe import ProbeError, probe
 from passt.syscalls.bpf import VerifierError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from passt.kernel.ebpf.bytecode import Code
+
 NO_PRIVILEGE = "no privilege to load a program"
 
 
@@ -97,24 +103,32 @@ def load(*, compile_first: bool, token: int = -1) -> tuple[list[int], str]:
     """
     fds = make(token)
     try:
-        return fds, _attach(fds, compile_first=compile_first, token=token)
+        how = accepted(
+            lambda instructions: attach(fds, instructions(bytecode.VERDICT), token),
+            compile_first=compile_first,
+        )
+        return fds, how
     except BaseException:
         for fd in fds:
             os.close(fd)
         raise
 
 
-def _attach(fds: list[int], *, compile_first: bool, token: int) -> str:
-    """Attach the shipped program, or one compiled now if that one will not do."""
+def accepted(use: Callable[[Callable[[Code], bytes]], None], *, compile_first: bool) -> str:
+    """Have ``use`` take instructions as shipped, or compiled now if those will not do.
+
+    ``use`` is called with what makes code into instructions.  Returns which it was.  Raises
+    UnavailableError if the kernel refuses both; other errors are those of ``use``.
+    """
     reasons = []
     if not compile_first:
         try:
-            attach(fds, bytecode.shipped(), token)
+            use(bytecode.shipped)
             return "program as shipped"
         except (BytecodeError, VerifierError) as error:
             reasons.append(_reason(error))
     try:
-        attach(fds, bytecode.compiled(), token)
+        use(bytecode.compiled)
     except (BytecodeError, VerifierError) as error:
         reasons.append(_reason(error))
         raise UnavailableError("; ".join(reasons)) from None

@@ -1,8 +1,9 @@
-"""The verdict program as the kernel takes it: shipped, or compiled here and now.
+"""Programs as the kernel takes them: shipped, or compiled here and now.
 
-``verdict.bpf``, made by ``make bytecode``, is the SHA-256 of the source it was compiled from, and
-the instructions.  It fits every kernel, as the program looks at no structure of the kernel's own;
-so there is a compiler only where somebody has changed the source, or asks for it.
+``verdict.bpf`` and its like, made by ``make bytecode``, are the SHA-256 of the source that they
+were compiled from, and the instructions.  They fit every kernel, as the programs look at no
+structure of the kernel's own; so there is a compiler only where somebody has changed the source,
+or asks for it.
 
 The compiler is a child process (:mod:`.compile_bcc`): what it takes must not stay with us.
 """
@@ -13,7 +14,7 @@ import os
 import struct
 import sys
 
-from passt.kernel.ebpf.layout import NAMES
+from passt.kernel.ebpf import layout, lookup_layout
 from passt.syscalls.bpf import PSEUDO_MAP_FD
 
 TYPE_CHECKING = False
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _FOLDER = os.path.dirname(os.path.abspath(__file__))
-SOURCE = os.path.join(_FOLDER, "verdict.bpf.c")
-SHIPPED = os.path.join(_FOLDER, "verdict.bpf")
 _COMPILER = os.path.join(_FOLDER, "compile_bcc.py")
 _DIGEST = 32
 _TIMEOUT = 60.0
@@ -34,12 +33,32 @@ class BytecodeError(Exception):
     """There is no bytecode to be had; the text is a short reason."""
 
 
-def shipped() -> bytes:
+class Code:
+    """A program: the ``function`` of a ``source``, which uses ``maps``."""
+
+    __slots__ = ("function", "maps", "shipped", "source")
+
+    def __init__(self, source: str, function: str, maps: Sequence[str]) -> None:
+        """``source`` is the name of a file here; the shipped one has the function's name."""
+        self.source = os.path.join(_FOLDER, source)
+        self.function = function
+        self.shipped = os.path.join(_FOLDER, f"{function}.bpf")
+        #: Names, in the order in which the instructions number them.
+        self.maps = tuple(maps)
+
+
+VERDICT = Code("verdict.bpf.c", "verdict", layout.NAMES)
+LOOKUP = Code("lookup.bpf.c", "lookup", lookup_layout.NAMES)
+LISTENING = Code("lookup.bpf.c", "listening", lookup_layout.NAMES)
+ALL = (VERDICT, LOOKUP, LISTENING)
+
+
+def shipped(code: Code = VERDICT) -> bytes:
     """The instructions that came with the package; BytecodeError if the source is another."""
     try:
-        with open(SHIPPED, "rb") as file:
+        with open(code.shipped, "rb") as file:
             content = file.read()
-        current = digest()
+        current = digest(code)
     except OSError as error:
         raise BytecodeError(f"bytecode: {error.strerror}") from None
     if content[:_DIGEST] != current:
@@ -47,15 +66,15 @@ def shipped() -> bytes:
     return content[_DIGEST:]
 
 
-def digest() -> bytes:
+def digest(code: Code = VERDICT) -> bytes:
     """What identifies the source."""
     import hashlib
 
-    with open(SOURCE, "rb") as file:
+    with open(code.source, "rb") as file:
         return hashlib.sha256(file.read()).digest()
 
 
-def compiled() -> bytes:
+def compiled(code: Code = VERDICT) -> bytes:
     """The instructions as bcc makes them from the source; BytecodeError.
 
     Tries this interpreter, and that of the system, whose packages may be others.
@@ -66,7 +85,7 @@ def compiled() -> bytes:
     for interpreter in dict.fromkeys((sys.executable, "/usr/bin/python3")):
         if not os.access(interpreter, os.X_OK):
             continue
-        words = [interpreter, _COMPILER, SOURCE, *NAMES]
+        words = [interpreter, _COMPILER, code.source, code.function, *code.maps]
         try:
             done = subprocess.run(words, capture_output=True, timeout=_TIMEOUT, check=False)
         except (OSError, subprocess.TimeoutExpired):
@@ -94,12 +113,13 @@ def bind(code: bytes, maps: Sequence[int]) -> bytes:
 
 def main() -> None:
     """Renew the shipped bytecode: ``make bytecode``."""
-    try:
-        code = compiled()
-    except BytecodeError as error:
-        sys.exit(f"{error}; on Debian: apt-get install python3-bpfcc linux-headers-amd64")
-    with open(SHIPPED, "wb") as file:
-        file.write(digest() + code)
+    for code in ALL:
+        try:
+            instructions = compiled(code)
+        except BytecodeError as error:
+            sys.exit(f"{error}; on Debian: apt-get install python3-bpfcc linux-headers-amd64")
+        with open(code.shipped, "wb") as file:
+            file.write(digest(code) + instructions)
 
 
 if __name__ == "__main__":

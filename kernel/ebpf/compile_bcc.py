@@ -1,8 +1,9 @@
-"""Compile ``verdict.bpf.c`` with bcc: run as a program, by any interpreter that has it.
+"""Compile a program with bcc: run as a program itself, by any interpreter that has it.
 
-``python3 compile_bcc.py SOURCE MAP...`` writes the instructions to standard output.  Where they
-refer to a map, the number is its position among the MAPs, instead of the descriptor that bcc has
-put there.  This takes root, as bcc makes the maps, and the kernel's headers.
+``python3 compile_bcc.py SOURCE FUNCTION MAP...`` writes the instructions of one function to
+standard output.  Where they refer to a map, the number is its position among the MAPs, instead of
+the descriptor that bcc has put there.  This takes root, as bcc makes the maps, and the kernel's
+headers.
 
 It is a process of its own, as bcc brings a compiler along: 130 MB, half a second.  It imports
 nothing of this package, which that interpreter need not have.
@@ -19,7 +20,6 @@ import tempfile
 #: BPF_LD | BPF_DW | BPF_IMM with this in the source register loads a map (linux/bpf.h).
 LOAD_WIDE = 0x18
 PSEUDO_MAP_FD = 1
-FUNCTION = "verdict"
 
 
 def number_maps(code: bytes, positions: dict[int, int]) -> bytes:
@@ -60,17 +60,17 @@ def headers(folder: str) -> None:
 
 def main() -> None:
     """Find headers, and compile."""
-    source, names = sys.argv[1], sys.argv[2:]
+    source, function, *names = sys.argv[1:]
     with tempfile.TemporaryDirectory() as folder:
         if not os.path.isdir(f"/lib/modules/{os.uname().release}/build"):
             # Those of any kernel will do: only the interface to user space is used.
             headers(folder)
             os.environ["BCC_KERNEL_SOURCE"] = folder
-        compile_program(source, names)
+        compile_program(source, function, names)
 
 
-def compile_program(source: str, names: list[str]) -> None:
-    """Compile the file ``source``, and write the result."""
+def compile_program(source: str, function: str, names: list[str]) -> None:
+    """Compile ``function`` of the file ``source``, and write the result."""
     from bcc import BPF, lib
 
     with open(source) as file:
@@ -78,7 +78,7 @@ def compile_program(source: str, names: list[str]) -> None:
     positions = {
         lib.bpf_table_fd(module.module, name.encode()): number for number, name in enumerate(names)
     }
-    code = module.dump_func(FUNCTION)
+    code = module.dump_func(function)
     sys.stdout.buffer.write(number_maps(code, positions))
 
 

@@ -42,11 +42,19 @@ BROKEN = (
 _WHY = "its maps of sockets are broken (CVE-2025-38165)"
 
 
+def too_old(release: str) -> str:
+    """Why a kernel is too old for all of this; empty if it is not."""
+    if version(release) < OLDEST:
+        return f"kernel too old: {release}, at least {_text(OLDEST[:2])} needed"
+    return ""
+
+
 def objection(release: str) -> str:
     """Why a kernel cannot be used, by its release as of uname(2); empty if nothing is known."""
+    objection = too_old(release)
+    if objection:
+        return objection
     number = version(release)
-    if number < OLDEST:
-        return f"kernel too old: {release}, at least {_text(OLDEST[:2])} needed"
     for first, mended in BROKEN:
         if first <= number < mended:
             return f"kernel {release}: {_WHY}, mended in {_text(mended)}"

@@ -10,12 +10,12 @@ The set may have been made here, or come from where it is pinned; see :mod:`.acq
 
 from __future__ import annotations
 
-import mmap
 import os
 import struct
 
 from passt.kernel.ebpf import bytecode
 from passt.kernel.ebpf.layout import DEAF, NAMES, RING, SHAPES, SLOTS, WORDS
+from passt.kernel.ebpf.ring import Ring
 from passt.syscalls import bare_socket as socket
 from passt.syscalls import bpf
 from passt.syscalls.sockopt import SO_ATTACH_BPF, SO_COOKIE, SO_DETACH_BPF
@@ -30,26 +30,18 @@ OBJECTS = (*NAMES, DEAF)
 #: Instructions: register 0, the result, is 0; exit.
 _DEAF = struct.pack("=BBhi", 0xB7, 0, 0, 0) + struct.pack("=BBhi", 0x95, 0, 0, 0)
 
-_PAGE = mmap.PAGESIZE
 _SLOT = struct.Struct("=I")
 _SOCKET = struct.Struct("=Q")
 _COOKIE_SIZE = 8
-
-# A record of the ring: header of 32-bit length and 32-bit offset, and a slot padded to 8 bytes.
-_RECORD_WORDS = 2
-_BUSY = 1 << 31
-_DISCARDED = 1 << 30
 
 
 class MapSet:
     """Maps with the program attached, and their memory."""
 
     __slots__ = (
-        "_consumer",
         "_deaf",
         "_ends",
         "_fds",
-        "_producer",
         "_ring",
         "_socks",
         "counts",
@@ -67,12 +59,7 @@ class MapSet:
         #: 64-bit words; slot n begins at n * WORDS.
         self.grants = bpf.map_memory(by_name["grants"], size, writable=True)
         self.counts = bpf.map_memory(by_name["counts"], size, writable=False)
-        bell = by_name["bell"]
-        self._consumer = bpf.map_memory(bell, _PAGE, writable=True)
-        # The ring is there twice, so that records need no wrapping.
-        memory = bpf.map_memory(bell, _PAGE + 2 * RING, writable=False, offset=_PAGE)
-        self._producer = memory[: _PAGE // 8]
-        self._ring = memory[_PAGE // 8 :]
+        self._ring = Ring(by_name["bell"], RING)
 
     def fileno(self) -> int:
         """Descriptor that is readable when :meth:`rung` has something to tell."""
@@ -117,19 +104,7 @@ class MapSet:
 
     def rung(self) -> list[int]:
         """The slots that the program has reported since the last time, in their order."""
-        consumer, producer, ring = self._consumer, self._producer, self._ring
-        position, end = consumer[0], producer[0]
-        slots = []
-        while position < end:
-            at = position % RING >> 3
-            header = ring[at] & 0xFFFFFFFF
-            if header & _BUSY:
-                break
-            if not header & _DISCARDED:
-                slots.append(ring[at + 1] & 0xFFFFFFFF)
-            position += 8 * _RECORD_WORDS
-        consumer[0] = position
-        return slots
+        return self._ring.read()
 
     def clean(self) -> None:
         """Remove what a former user of the maps has left; there must be none now."""
@@ -140,12 +115,13 @@ class MapSet:
                 bpf.map_delete(self._socks, key)
             except OSError:
                 pass
-        self._consumer[0] = self._producer[0]
+        self._ring.skip()
 
     def close(self) -> None:
         """Give the maps up; those that are not pinned end with their sockets."""
-        for memory in (self.grants, self.counts, self._consumer, self._producer, self._ring):
-            memory.release()
+        self.grants.release()
+        self.counts.release()
+        self._ring.close()
         for fd in self._fds:
             os.close(fd)
 

@@ -1,4 +1,4 @@
-"""The program for the kernel: shipped as its source says; maps that lie are found out."""
+"""The programs for the kernel: shipped as their source says; maps that lie are found out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from passt.kernel.ebpf import acquire, bytecode, maps, probe
+from passt.kernel.ebpf import acquire, bytecode, kernels, lookup_layout, maps, probe
 from passt.kernel.ebpf.layout import SLOTS
 from passt.syscalls import bpf
 
@@ -24,28 +24,39 @@ def has_bcc() -> bool:
     return False
 
 
-def test_shipped_bytecode_is_of_this_source() -> None:
+every_code = pytest.mark.parametrize("code", bytecode.ALL, ids=lambda code: code.function)
+
+
+@every_code
+def test_shipped_bytecode_is_of_this_source(code: bytecode.Code) -> None:
     """Its digest says so, and it is one that the kernel takes."""
-    assert bytecode.shipped()
-    with open(bytecode.SHIPPED, "rb") as file:
-        assert file.read(32) == bytecode.digest()
+    assert bytecode.shipped(code)
+    with open(code.shipped, "rb") as file:
+        assert file.read(32) == bytecode.digest(code)
 
 
+@every_code
 @pytest.mark.skipif(not has_bcc(), reason="bcc is not installed: python3-bpfcc")
-def test_shipped_bytecode_is_what_the_compiler_makes() -> None:
-    assert bytecode.compiled() == bytecode.shipped(), "run: make bytecode"
+def test_shipped_bytecode_is_what_the_compiler_makes(code: bytecode.Code) -> None:
+    assert bytecode.compiled(code) == bytecode.shipped(code), "run: make bytecode"
 
 
 def test_source_and_layout_agree() -> None:
-    with open(bytecode.SOURCE) as file:
+    with open(bytecode.VERDICT.source) as file:
         assert f"#define SLOTS {SLOTS}\n" in file.read()
+    with open(bytecode.LOOKUP.source) as file:
+        text = file.read()
+    for name in ("SLOTS", "PORTS", "IPV4", "IPV6"):
+        assert f"#define {name} {getattr(lookup_layout, name)}\n" in text
+    for name in ("OPEN", "COUNT"):
+        assert f"#define {name} {getattr(lookup_layout, name):#x}\n" in text
 
 
 def test_changed_source_is_noticed(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
     path = f"{tmp_path}/verdict.bpf.c"
-    with open(bytecode.SOURCE) as source, open(path, "w") as copy:
+    with open(bytecode.VERDICT.source) as source, open(path, "w") as copy:
         copy.write(source.read() + "\n")
-    monkeypatch.setattr(bytecode, "SOURCE", path)
+    monkeypatch.setattr(bytecode.VERDICT, "source", path)
     with pytest.raises(bytecode.BytecodeError, match="older than its source"):
         bytecode.shipped()
 
@@ -58,7 +69,7 @@ def test_without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_way_to_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
     """All reasons are told."""
-    monkeypatch.setattr(bytecode, "SHIPPED", "/nonexistent")
+    monkeypatch.setattr(bytecode.VERDICT, "shipped", "/nonexistent")
     monkeypatch.setattr(bytecode, "_COMPILER", "/nonexistent.py")
     with pytest.raises(acquire.UnavailableError) as caught:
         acquire.acquire(compile_first=False)
@@ -66,7 +77,7 @@ def test_no_way_to_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_old_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(acquire, "OLDEST", (999, 0))
+    monkeypatch.setattr(kernels, "OLDEST", (999, 0, 0))
     with pytest.raises(acquire.UnavailableError, match=r"kernel too old: .* at least 999.0 needed"):
         acquire.acquire(compile_first=False)
 
@@ -74,8 +85,8 @@ def test_old_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_verifier_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     """A program that the kernel does not take is compiled anew, and then that is the end."""
     nothing = b"\x95" + bytes(7)
-    monkeypatch.setattr(bytecode, "shipped", lambda: nothing)
-    monkeypatch.setattr(bytecode, "compiled", lambda: nothing)
+    monkeypatch.setattr(bytecode, "shipped", lambda _: nothing)
+    monkeypatch.setattr(bytecode, "compiled", lambda _: nothing)
     with pytest.raises(acquire.UnavailableError, match=r"program refused: E.*; program refused: E"):
         acquire.acquire(compile_first=False)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from passt.syscalls import bpf
-from passt.syscalls.ns import mount, umount
+from passt.syscalls.ns import CLONE_NEWNET, mount, umount, unshare
 from passt.syscalls.sockopt import SO_ATTACH_BPF, SO_DETACH_BPF
 
 pytestmark = pytest.mark.system
@@ -205,3 +205,42 @@ def test_unprivileged_users_may_open_what_is_theirs(bpffs: str, table: int) -> N
     assert os.read(reader, 100) == b"mine refused refused"
     os.close(reader)
     assert bpf.map_lookup(table, key(2), 8) == b"from him"
+
+
+def test_what_is_attached_where() -> None:
+    """Attached by a link: the program, its name and maps are found from the namespace."""
+    passing = returning(1)
+    program = bpf.prog_load(
+        bpf.PROG_TYPE_SK_LOOKUP, passing, attach_type=bpf.SK_LOOKUP, name="passt_test"
+    )
+    table = bpf.map_create(bpf.MAP_TYPE_ARRAY, 4, 8, 2, name="passt_numbers")
+    # r1 = table; r0 = 0; exit
+    load = struct.pack("=BBhi", 0x18, bpf.PSEUDO_MAP_FD << 4 | 1, 0, table) + bytes(8)
+    other = bpf.prog_load(bpf.PROG_TYPE_SOCKET_FILTER, load + returning(0), name="passt_other")
+    pid = os.fork()
+    if pid == 0:
+        # In a namespace of its own, where nothing else is attached.
+        status = 1
+        try:
+            unshare(CLONE_NEWNET)
+            netns = os.open("/proc/self/ns/net", os.O_RDONLY)
+            assert bpf.prog_query(netns, bpf.SK_LOOKUP) == []
+            link = bpf.link_create(program, netns, bpf.SK_LOOKUP)
+            (number,) = bpf.prog_query(netns, bpf.SK_LOOKUP)
+            found = bpf.prog_by_id(number)
+            assert bpf.prog_info(found) == ("passt_test", [])
+            os.close(link)
+            assert bpf.prog_query(netns, bpf.SK_LOOKUP) == []
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    name, (number,) = bpf.prog_info(other)
+    assert name == "passt_other"
+    again = bpf.map_by_id(number)
+    assert bpf.map_info(again).name == "passt_numbers"
+    assert bpf.map_info(again).id == bpf.map_info(table).id == number
+    for fd in (program, table, other, again):
+        os.close(fd)
+    with pytest.raises(OSError, match="PROG_GET_FD_BY_ID"):
+        bpf.prog_by_id(0xFFFFFFFF)

@@ -22,15 +22,33 @@ from passt.userspace.loop import Loop
 
 Made = list[socket.socket | OSError]
 
+SO_BINDTOIFINDEX = 62
+BINDTODEVICE = (socket.SOL_SOCKET, 25)
+
 
 class FakeSocket:
     """A bound socket of one side."""
 
-    def __init__(self, side: FakeSide, protocol: int, port: int) -> None:
+    def __init__(
+        self, side: FakeSide, protocol: int, port: int, spec: SocketSpec | None = None
+    ) -> None:
         self.side = side
         self.protocol = protocol
         self.port = port
         self.open = True
+        plain = (spec or SocketSpec(socket.AF_INET, socket.SOCK_STREAM)).plain()
+        family, _, self.options, address, _, _ = plain
+        self.family = socket.AddressFamily(family)
+        self.host = address[0] if address else ""
+
+    def getsockname(self) -> tuple[str, int]:
+        return self.host, self.port
+
+    def getsockopt(self, level: int, name: int) -> int:
+        """As it was set; interfaces have the number 7."""
+        if (level, name) == (socket.SOL_SOCKET, SO_BINDTOIFINDEX):
+            return 7 if any(option[:2] == BINDTODEVICE for option in self.options) else 0
+        return next((int(o[2]) for o in self.options if o[:2] == (level, name)), 0)
 
     def fileno(self) -> int:
         return 3 if self.open else -1
@@ -82,11 +100,16 @@ class FakeSide:
         """Our ports, sorted."""
         return sorted(port for kind, port in self.bound if kind == protocol)
 
+    def _free(self) -> int:
+        """The port of a socket bound to 0."""
+        used = {port for _, port in self.bound}
+        return next(port for port in range(50001, 65536) if port not in used)
+
     def _make(self, spec: SocketSpec) -> socket.socket | OSError:
         self.specs.append(spec)
         _, kind, _, address, _, _ = spec.plain()
         assert address is not None
-        port = address[1]
+        port = address[1] or self._free()
         protocol = IPPROTO_TCP if kind & socket.SOCK_STREAM else IPPROTO_UDP
         number = self.errors.get(port, self.errors.get(None, 0))
         if (protocol, port) in self.others or (protocol, port) in self.bound:
@@ -95,7 +118,7 @@ class FakeSide:
             number = errno.EMFILE
         if number:
             return OSError(number, os.strerror(number))
-        sock = self.bound[protocol, port] = FakeSocket(self, protocol, port)
+        sock = self.bound[protocol, port] = FakeSocket(self, protocol, port, spec)
         return cast(socket.socket, sock)
 
 
@@ -130,11 +153,19 @@ class FakeLoop:
         self.now = 100.0
         self.rounds = 0
         self.closing: list[FakeSocket] = []
+        self.watched: dict[int, Callable[[int], None]] = {}
         self.timers: list[tuple[float, Callable[[], None]]] = []
         self._again: list[Callable[[], None]] = []
 
     def again(self, callback: Callable[[], None]) -> None:
         self._again.append(callback)
+
+    def add(self, fd: int, _events: int, handler: Callable[[int], None]) -> None:
+        assert fd not in self.watched
+        self.watched[fd] = handler
+
+    def remove(self, fd: int) -> None:
+        del self.watched[fd]
 
     def call_at(self, deadline: float, callback: Callable[[], None]) -> None:
         self.timers.append((deadline, callback))

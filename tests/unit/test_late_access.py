@@ -32,6 +32,7 @@ IMPORTS = {
     "userspace.startup:_open_namespaces": "opened with the caller's identity",
     "userspace.startup:_watch": "opened with the caller's identity",
     "userspace.startup:begin_network": "start-up",
+    "userspace.startup:_open_gates": "opened with the caller's identity",
     "userspace.startup:open_acceleration": "opened with the caller's identity",
     "userspace.startup:open_files": "opened with the caller's identity",
     "userspace.startup:prepare": "the first step of start-up",

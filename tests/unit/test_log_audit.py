@@ -32,6 +32,7 @@ UNLIMITED = {
     "userspace/engine.py:_link_died": "the end",
     "userspace/engine.py:close": "the end",
     "userspace/control/server.py:announce": "a limit of its own, of lists",
+    "userspace/forward/gates.py": "start",
     "userspace/forward/proclist.py:open_port_lists": "start",
     "userspace/launch.py": "start, and the end of the namespace",
     "userspace/startup.py": "start",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from passt.kernel.sockets import SocketSpec
     from passt.syscalls import bare_socket as socket
     from passt.userspace.flow.rules import Rule
+    from passt.userspace.forward.side import Make
     from passt.userspace.forward.sockets import Plan
 
     class Owner(Protocol):
@@ -95,6 +96,10 @@ class Binding:
         if bits is None:
             bits = self._bits = portset(self._sockets) | portset(self.asked)
         return bits
+
+    def at_once(self, _ports: Iterable[int], _make: Make) -> bool:
+        """Open ports at once, if there is a way that takes no socket for each; False if not."""
+        return False
 
     def expect(self, ports: Iterable[int]) -> list[int]:
         """Note that sockets for ``ports`` will be asked for; returns those that are not yet."""
@@ -177,7 +182,7 @@ class Binding:
             elif log.debug_on:
                 log.debug("%s", self.failure(port))
         self._news.clear()
-        if self.failed and not self._sockets and not self.asked and not rule.auto:
+        if self.failed and not len(self) and not self.asked and not rule.auto:
             if rule.best_effort and not self._hopeless:
                 lines.append(self.total_failure())
             self._hopeless = True

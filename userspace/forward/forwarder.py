@@ -3,6 +3,7 @@
 Start-up, in this order, on whichever occasion allows each step::
 
     Forwarder(config)
+    set_gate(pif, …)         with --accel=ebpf: serves rules for many ports
     open_fixed(HOST, …)      while low ports can still be had
     open_fixed(SPLICE, …)    by whoever is in the namespace
     scan(pif, …)             for each side: how to look at the ports in use there
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from passt.userspace.config.model import Config
     from passt.userspace.forward.binding import Binding, Owner
+    from passt.userspace.forward.lookup import Gate
     from passt.userspace.forward.scan import PortScan
     from passt.userspace.forward.side import Make, Opener
     from passt.userspace.loop import Loop
@@ -99,6 +101,10 @@ class Forwarder:
         """Set the interface that link-local listening addresses on ``pif`` are taken to be on."""
         self._sides[pif].scope = ifindex
 
+    def set_gate(self, pif: int, gate: Gate) -> None:
+        """Have ``gate`` serve those rules on ``pif`` that it takes, before any port is open."""
+        self._sides[pif].gate = gate
+
     def open_fixed(self, pif: int, make: Make) -> None:
         """Open the sockets of rules on ``pif`` that are not automatic; ``make`` makes them there.
 
@@ -113,6 +119,10 @@ class Forwarder:
     def scan(self, pif: int, scan: PortScan) -> None:
         """Use ``scan``, ours from here on, to see which ports are in use on ``pif``."""
         self._scans[pif] = scan
+
+    def scans(self, pif: int) -> bool:
+        """Whether there is a way to see which ports are in use on ``pif``."""
+        return pif in self._scans
 
     def open_auto(self, makers: Mapping[int, Make]) -> None:
         """Scan both sides and open what automatic rules want; ``makers`` by pif.

@@ -38,6 +38,18 @@ def ports_in(bits: int) -> list[int]:
     return ports
 
 
+def runs_in(bits: int) -> list[tuple[int, int]]:
+    """The first and last port of each run of consecutive ports in a set, ascending."""
+    digits = f"{bits:b}0"[-2::-1] + "0"
+    runs = []
+    first = digits.find("1")
+    while first >= 0:
+        end = digits.index("0", first)
+        runs.append((first, end - 1))
+        first = digits.find("1", end)
+    return runs
+
+
 def shifted(bits: int, offset: int) -> int:
     """Each port of a set plus ``offset``, which may be negative; below 0 they are lost."""
     return bits << offset if offset >= 0 else bits >> -offset

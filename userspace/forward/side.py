@@ -17,6 +17,7 @@ import resource
 
 from passt.kernel.errors import SetupError
 from passt.kernel.queues import deque
+from passt.userspace.flow.rules import IPPROTO_TCP
 from passt.userspace.flow.table import reserve_of
 from passt.userspace.forward.binding import Binding
 from passt.userspace.forward.portset import portset
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
     from passt.kernel.sockets import SocketSpec
     from passt.syscalls import bare_socket as socket
     from passt.userspace.config.model import Config
-    from passt.userspace.flow.rules import RuleTable
+    from passt.userspace.flow.rules import Rule, RuleTable
     from passt.userspace.forward.binding import Owner
+    from passt.userspace.forward.lookup import Gate
     from passt.userspace.loop import Loop
 
     Made = list[socket.socket | OSError]
@@ -43,6 +45,9 @@ if TYPE_CHECKING:
 
         def request(self, specs: Sequence[SocketSpec], done: Callable[[Made], object]) -> None:
             """Have sockets made, and ``done`` called with them or errors, at once or later."""
+
+        def call(self, specs: Sequence[SocketSpec]) -> Made:
+            """Make sockets now."""
 
 
 #: Sockets opened per round: some milliseconds' worth.
@@ -68,6 +73,7 @@ class Side:
         "_owners",
         "_queue",
         "bindings",
+        "gate",
         "opener",
         "report",
         "scope",
@@ -91,6 +97,8 @@ class Side:
         #: Called with lines for the user, and when the last of the sockets asked for is there.
         self.report = report
         self.settled = settled
+        #: Serves rules for many ports, if there is one.
+        self.gate: Gate | None = None
         self._loop: Loop | None = None
         #: Highest number that the descriptor of a socket opened in the loop may have.
         self._last_fd = 0
@@ -113,6 +121,8 @@ class Side:
         """The set of ports that are open here for ``protocol``, about to be, or still."""
         self._closing = [each for each in self._closing if each[2].fileno() >= 0]
         bits = portset(port for kind, port, _ in self._closing if kind == protocol)
+        if self.gate is not None and protocol == IPPROTO_TCP:
+            bits |= self.gate.own
         for binding in self.bindings:
             if binding.rule.protocol == protocol:
                 bits |= binding.bits()
@@ -122,10 +132,14 @@ class Side:
 
     def bind_rules(self) -> None:
         """Make a binding, without sockets, for each rule of the table."""
-        pif = self.table.pif
-        self.bindings = [
-            Binding(rule, pif, plans(rule, self._config, self.scope)) for rule in self.table
-        ]
+        self.bindings = [self._bind(rule) for rule in self.table]
+
+    def _bind(self, rule: Rule) -> Binding:
+        """A binding, without sockets, for ``rule``."""
+        pif, ways = self.table.pif, plans(rule, self._config, self.scope)
+        if self.gate is None:
+            return Binding(rule, pif, ways)
+        return self.gate.bind(rule, pif, ways)
 
     def open_now(self, binding: Binding, ports: Sequence[int], make: Make) -> None:
         """Open ``ports`` of ``binding``.
@@ -133,6 +147,8 @@ class Side:
         :class:`ForwardError` if one of them cannot be opened and the rule is not best effort,
         if none of a fixed rule can, and if nothing more can be opened at all.
         """
+        if binding.at_once(ports, make):
+            ports = ()
         for start in range(0, len(ports), _BATCH):
             batch = ports[start : start + _BATCH]
             while batch:
@@ -156,6 +172,8 @@ class Side:
         nofile = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._last_fd = nofile - reserve_of(nofile) // 2 - 1
         self._owners = owners
+        if self.gate is not None:
+            self.gate.attach(loop, self.open)
         for binding in self.bindings:
             binding.attach(owners[binding.rule.protocol])
             self._check(binding)
@@ -167,20 +185,21 @@ class Side:
 
         Those of other rules are closed now, and to be opened with :meth:`open`.
         """
-        kept = {binding.rule: binding for binding in self.bindings}
-        old = self.bindings
+        kept = {}
+        staying = set(table)
+        for binding in self.bindings:
+            if binding.rule in staying:
+                kept[binding.rule] = binding
+            else:
+                self._given_up(binding, binding.end())
         self.table = table
         self.bindings = []
         for rule in table:
-            binding = kept.get(rule)
-            if binding is None:
-                binding = Binding(rule, table.pif, plans(rule, self._config, self.scope))
-                binding.attach(self._owners[rule.protocol])
-            self.bindings.append(binding)
-        staying = set(self.bindings)
-        for binding in old:
-            if binding not in staying:
-                self._given_up(binding, binding.end())
+            new = kept.get(rule)
+            if new is None:
+                new = self._bind(rule)
+                new.attach(self._owners[rule.protocol])
+            self.bindings.append(new)
         self._queue = deque(item for item in self._queue if not item[0].dead)
 
     def close(self, binding: Binding, ports: Iterable[int]) -> None:
@@ -192,6 +211,13 @@ class Side:
 
     def open(self, binding: Binding, ports: Iterable[int]) -> None:
         """Have ``ports`` of ``binding`` opened, from the next round on."""
+        assert self.opener is not None
+        ports = list(ports)
+        if binding.at_once(ports, self.opener.call):
+            self.report(binding.news())
+            if self.idle:
+                self.settled()
+            return
         wanted = binding.expect(ports)
         if not wanted:
             return

@@ -28,9 +28,13 @@ from passt.userspace.tcp.const import ACCEPT_PAUSE, LISTEN_BACKLOG, REFUSAL_PAUS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from passt.kernel.sockets import Option
     from passt.userspace.flow.rules import Rule
     from passt.userspace.loop import Loop, Timer
     from passt.userspace.splice.tcp import SpliceTcp
+    from passt.userspace.tcp.shared import Shared
     from passt.userspace.tcp.tcp import Tcp
 
 #: Errors of accept() that concern one connection, not the listener (accept(2)).
@@ -67,7 +71,9 @@ class Acceptors:
         if sock.getblocking():
             sock.setblocking(False)
         sock.listen(LISTEN_BACKLOG)
-        acceptor = Acceptor(self, sock, rule, port, pif)
+        # What connections do not have from their listener.
+        options = () if inherits(rule) else TCP_OPTIONS
+        acceptor = Acceptor(self, sock, rule, port, pif, options)
         acceptor.resume()
         return acceptor
 
@@ -94,16 +100,22 @@ class Acceptor:
     __slots__ = ("_family", "_options", "_owner", "_pif", "_port", "_rule", "_sock", "_timer")
 
     def __init__(
-        self, owner: Acceptors, sock: socket.socket, rule: Rule, port: int, pif: int
+        self,
+        owner: Acceptors | Shared,
+        sock: socket.socket,
+        rule: Rule,
+        port: int,
+        pif: int,
+        options: Sequence[Option],
     ) -> None:
+        """``options`` are to be set on each connection."""
         self._owner = owner
         self._sock = sock
         self._rule = rule
         self._port = port
         self._pif = pif
         self._family = int(sock.family)
-        #: What connections do not have from their listener.
-        self._options = () if inherits(rule) else TCP_OPTIONS
+        self._options = options
         self._timer: Timer | None = None
 
     def resume(self) -> None:
