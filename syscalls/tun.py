@@ -66,7 +66,7 @@ _IFREQ = struct.Struct("16sh22x" if struct.calcsize("P") == 8 else "16sh14x")
 
 _KIND = ord("T")
 _TUNSETIFF = iow(_KIND, 202, 4)
-_TUNSETPERSIST = iow(_KIND, 203, 4)
+TUNSETPERSIST = iow(_KIND, 203, 4)
 _TUNGETFEATURES = ior(_KIND, 207, 4)
 _TUNSETOFFLOAD = iow(_KIND, 208, 4)
 _TUNGETIFF = ior(_KIND, 210, 4)
@@ -137,7 +137,7 @@ def get_features(fd: int) -> int:
 
 def set_persist(fd: int, persist: bool) -> None:
     """Keep the interface when its last descriptor closes, or not (TUNSETPERSIST)."""
-    _call(fd, _TUNSETPERSIST, int(persist), "TUNSETPERSIST")
+    _call(fd, TUNSETPERSIST, int(persist), "TUNSETPERSIST")
 
 
 def set_offload(fd: int, offloads: int) -> None:

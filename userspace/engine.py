@@ -12,7 +12,7 @@ import resource
 from passt.kernel.descriptors import count_open
 from passt.kernel.nsthread import NsThread
 from passt.syscalls import bare_socket as socket
-from passt.syscalls.tun import TUN_F_TSO4, TUN_F_TSO6, TUN_F_USO4, TUN_F_USO6
+from passt.syscalls.tun import TUN_F_TSO4, TUN_F_TSO6, TUN_F_USO4, TUN_F_USO6, set_persist
 from passt.userspace import log
 from passt.userspace.flow.budget import of_process
 from passt.userspace.flow.nat import Nat
@@ -65,6 +65,7 @@ class Engine:
         self.config = config
         self.loop = loop = Loop()
         self._pcap: Pcap | None = None
+        self._tap = tap
         self.nat = nat = Nat(config)
         self.table = table = FlowTable(MAX_FLOWS, of_process(config.max_memory))
         table.limit_descriptors(resource.getrlimit(resource.RLIMIT_NOFILE)[0], count_open())
@@ -112,6 +113,18 @@ class Engine:
             accelerator.close()
         if self._pcap is not None:
             self._pcap.close()
+
+    def leave_tap(self) -> None:
+        """Leave the tap to its namespace, which ends with us; for when nobody is in there.
+
+        To take it down by closing it would keep us for the 15 ms that the kernel waits until
+        no processor can still be looking at it.  With the namespace it does that by itself.
+        """
+        if self._tap is not None:
+            try:
+                set_persist(self._tap.fd, True)
+            except OSError as error:
+                log.debug("Leaving the tap: %s", error.strerror)
 
     def _multicast(self, link: Link, ifindex: int) -> Multicast | None:
         """The UDP translator with multicast, if that is wanted and there is an interface for it.

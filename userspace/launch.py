@@ -51,6 +51,7 @@ class Launch:
     def __init__(self, start: Startup) -> None:
         self.start = start
         self.engine: Engine
+        self._command_ended = False
         #: The guest's IPv6 link-local address, if it is known.
         self.guest_link_local: bytes | None = None
 
@@ -202,6 +203,9 @@ class Launch:
         if self.start.readiness is not None:
             self.start.readiness.announce()
         status = self.engine.loop.run()
+        if self._command_ended and not self.start.options.no_pidns:
+            # It was the first process of its PID namespace, so the others have ended, too.
+            self.engine.leave_tap()
         self.engine.close()
         return status
 
@@ -215,5 +219,6 @@ class Launch:
             if pid == 0:
                 return
             if self.start.child is not None and pid == self.start.child.pid:
+                self._command_ended = True
                 code = os.waitstatus_to_exitcode(status)
                 self.engine.loop.stop(code if code >= 0 else 128 - code)

@@ -45,7 +45,7 @@ syscall=N`). The spawned command is not concerned: it was forked earlier.
 * Other processes: no signals, not even to itself, no ptrace, no process_vm_readv.
 * More of the kernel: no bpf but for elements of maps that are open, and that with acceleration
   only; no io_uring, keyctl, userfaultfd, perf_event_open, mount, unshare, setns, no new netlink,
-  packet or unix sockets, no ioctl but three harmless requests.
+  packet or unix sockets, no ioctl but four harmless requests.
 
 ## Cost
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 from passt.syscalls import bare_socket as socket
 from passt.syscalls import bpf, sockopt
 from passt.syscalls.seccomp import Argument
+from passt.syscalls.tun import TUNSETPERSIST
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -166,9 +167,10 @@ SOCKETS = Group(
     ),
     Call(
         "ioctl",
-        "how much is queued in a socket; the interpreter's way to make one non-blocking",
-        "FIONBIO, FIONREAD, TIOCOUTQ (also known as SIOCOUTQ)",
-        ((Argument(1, (_FIONBIO, _FIONREAD, _TIOCOUTQ)),),),
+        "how much is queued in a socket; the interpreter's way to make one non-blocking; leaving "
+        "the tap to a namespace at its end",
+        "FIONBIO, FIONREAD, TIOCOUTQ (also known as SIOCOUTQ), TUNSETPERSIST",
+        ((Argument(1, (_FIONBIO, _FIONREAD, _TIOCOUTQ, TUNSETPERSIST)),),),
     ),
     Call("pipe2", "pipes for splice"),
     Call(

@@ -12,6 +12,7 @@ from passt.kernel.seccomp.profile import PROFILES, calls_on, listing, profile, p
 from passt.syscalls import seccomp
 from passt.syscalls.numbers import NUMBERS
 from passt.syscalls.seccomp import ALLOW, KILL_PROCESS, MACHINES, Machine
+from passt.syscalls.tun import TUNSETPERSIST
 from tests.unit.bpf import ArgumentReadError, run
 
 PAGE = Path(__file__).parents[2] / "docs" / "seccomp.md"
@@ -146,6 +147,7 @@ def test_requests(machine: Machine) -> None:
         (0x5411, True),  # TIOCOUTQ
         (0x5421, True),  # FIONBIO
         (0x5412, False),  # TIOCSTI
+        (TUNSETPERSIST, True),
         (0x400454CA, False),  # TUNSETIFF
         (0x8912, False),  # SIOCGIFCONF
     ):
