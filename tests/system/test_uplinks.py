@@ -414,6 +414,32 @@ def test_link_local_neighbours_on_the_outbound_interface(
     converse_link_locally(start("-i", "eth0", "--outbound-if6", "eth1"), uplinks.routers[1])
 
 
+def test_link_local_neighbours_connect(
+    uplinks: Uplinks, start: Start, settings: Callable[[str], None]
+) -> None:
+    """By either uplink; the guest answers them as if they were its own neighbours."""
+    settings(f"-6 route default via {ROUTER[0][6]}")
+    pasta = start("-t", str(PORT), "-u", str(PORT))
+    listener, server = pasta.ns.listen("::", PORT), pasta.ns.udp("::", PORT)
+    for index, router in enumerate(uplinks.routers):
+        ours, scope = link_local(router), router.call(lambda: socket.if_nametoindex("eth0"))
+        target = link_local(uplinks.host, f"eth{index}"), PORT, 0, scope
+        client = router.new_socket(socket.AF_INET6, socket.SOCK_STREAM)
+        client.connect(target)
+        served, peer = listener.accept()
+        with served:
+            assert peer[0].partition("%")[0] == ours
+            served.sendall(b"answer")
+            assert client.recv(10) == b"answer"
+        asking = router.new_socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        asking.connect(target)
+        asking.send(b"question")
+        _, peer = server.recvfrom(100)
+        assert peer[0].partition("%")[0] == ours
+        server.sendto(b"answer", peer)
+        assert asking.recv(100) == b"answer"
+
+
 def converse_link_locally(pasta: Pasta, router: Netns) -> None:
     """By TCP, UDP and ping between the guest and the link-local address of a router."""
     address = link_local(router)
@@ -439,9 +465,9 @@ def converse_link_locally(pasta: Pasta, router: Netns) -> None:
     pasta.ns.run(["ping", "-6", "-c", "1", "-W", "5", f"{address}%{name}"])
 
 
-def link_local(ns: Netns) -> str:
-    """The link-local address of eth0 of a namespace."""
-    words = ["ip", "-j", "-6", "addr", "show", "dev", "eth0", "scope", "link"]
+def link_local(ns: Netns, name: str = "eth0") -> str:
+    """The link-local address of an interface of a namespace."""
+    words = ["ip", "-j", "-6", "addr", "show", "dev", name, "scope", "link"]
     return next(
         str(each["local"])
         for link in json.loads(ns.run(words).stdout)
