@@ -41,6 +41,10 @@ if TYPE_CHECKING:
     from passt.userspace.forward.forwarder import Forwarder
     from passt.userspace.link.base import Link
     from passt.userspace.multicast.translator import Multicast
+    from passt.userspace.services.neighbours import Neighbours
+
+#: Index of the loopback interface.
+_LOOPBACK = 1
 
 _USO = TUN_F_USO4 | TUN_F_USO6
 
@@ -75,6 +79,7 @@ class Engine:
         ifindex = 0 if tap is None else tap.ifindex
         self._splice = SpliceTcp(config, nat, loop, table, nsthread, ifindex, maps)
         link: Link = NullLink() if tap is None else self._tap_link(tap)
+        neighbours = self._neighbours(link) if tap is not None else None
         groups = self._multicast(link, ifindex) if tap is not None else None
         udp: Udp | None = groups
         if udp is None and config.udp:
@@ -84,7 +89,7 @@ class Engine:
         if tap is not None:
             tcp = Tcp(Context(config, nat, loop, link, table)) if config.tcp else None
             icmp = Icmp(config, nat, loop, link, table) if config.icmp else None
-            services = Services(config, nat, link, loop)
+            services = Services(config, nat, link, loop, neighbours)
             self.stack = Stack(config, nat, link, tcp, udp, icmp, services, groups)
         if config.stats_interval:
             statistics = Statistics(
@@ -126,13 +131,32 @@ class Engine:
             except OSError as error:
                 log.debug("Leaving the tap: %s", error.strerror)
 
+    def _neighbours(self, link: Link) -> Neighbours | None:
+        """The host's neighbours, as they are now, and watched; if the guest can have any."""
+        v4, v6 = self.config.v4, self.config.v6
+        index4, index6 = (family.ifindex if family.enabled else 0 for family in (v4, v6))
+        if max(index4, index6) <= _LOOPBACK:
+            return None
+        from passt.kernel.netlink.neighbours import NeighbourSocket
+        from passt.userspace.services.neighbours import Neighbours
+
+        try:
+            source = NeighbourSocket(index4, index6)
+        except OSError as error:
+            log.info("Neighbours of the host are not known: %s", error.strerror)
+            return None
+        neighbours = Neighbours(self.config, self.nat, link, self.loop, source)
+        self.nat.mac_for = neighbours.mac_for
+        neighbours.start()
+        return neighbours
+
     def _multicast(self, link: Link, ifindex: int) -> Multicast | None:
         """The UDP translator with multicast, if that is wanted and there is an interface for it.
 
         ``ifindex`` is that of the link's interface in the namespace.
         """
         config = self.config
-        if not config.multicast or not config.udp or max(config.v4.ifindex, config.v6.ifindex) < 2:
+        if not config.multicast or not config.udp or config.v4.scope + config.v6.scope == 0:
             return None
         from passt.userspace.multicast.sockets import places
         from passt.userspace.multicast.translator import Multicast

@@ -21,6 +21,7 @@ two talk over a socket pair (`channel`); descriptors travel by SCM_RIGHTS.
     messages        composing new messages, with pyroute2
     namespace       loopback, MAC, MTU, addresses and routes, in the specified order
     tap             opening or attaching to the tap device
+    neighbours      the host's neighbours, read by the program itself as long as it runs
 
 Who encodes and who decodes: new messages are composed with pyroute2's message classes.
 What the kernel reports is read by `records` straight from the bytes, since the template must be

@@ -27,6 +27,7 @@ IMPORTS = {
     "userspace.config.values:runas": "reading options",
     "userspace.engine:__init__": "assembly",
     "userspace.engine:_multicast": "assembly",
+    "userspace.engine:_neighbours": "assembly",
     "userspace.services.services:__init__": "assembly",
     "userspace.splice.tcp:__init__": "assembly",
     "userspace.startup:_open_namespaces": "opened with the caller's identity",
@@ -93,6 +94,7 @@ import sys
 import passt.userspace.launch, passt.userspace.cli.main, passt.userspace.logfile
 import passt.userspace.control.server, passt.userspace.control.path
 import passt.userspace.config.summary, passt.kernel.target
+import passt.kernel.netlink.neighbours, passt.userspace.services.neighbours
 import passt.userspace.multicast.sockets, passt.userspace.multicast.translator
 print(*sorted(name for name in sys.modules if name.startswith("passt.")))
 """

@@ -27,6 +27,8 @@ from passt.syscalls import bare_socket as socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from passt.userspace.config.model import Config
 
 #: Where queries to a match address go to the host's resolver: DNS, and DNS over TLS.
@@ -89,6 +91,7 @@ class Nat:
         "_foreign",
         "_v4",
         "_v6",
+        "mac_for",
         "observed4",
         "observed6",
         "observed_ll",
@@ -108,6 +111,10 @@ class Nat:
         self.observed4: bytes | None = config.v4.addr
         self.observed6: bytes | None = config.v6.addr
         self.observed_ll: bytes | None = None
+        our_mac = config.our_mac
+        #: The link-layer address of an address that the guest sees; ours, unless somebody knows
+        #: the host's neighbours (:mod:`passt.userspace.services.neighbours`).
+        self.mac_for: Callable[[bytes], bytes] = lambda _addr: our_mac
 
     def observe4(self, source: bytes) -> None:
         """Take note of the IPv4 source of a frame from the guest (loopback never gets here)."""

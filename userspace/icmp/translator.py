@@ -283,7 +283,7 @@ class Icmp:
         link.send_frame(
             icmp.echo_reply(
                 link.guest_mac,
-                self._config.our_mac,
+                self._nat.mac_for(source),
                 source,
                 flow.guest,
                 flow.identifier,
@@ -340,7 +340,7 @@ class Icmp:
         link.send_frame(
             echo_error(
                 link.guest_mac,
-                self._config.our_mac,
+                self._nat.mac_for(source),
                 source,
                 flow.guest,
                 flow.seen,

@@ -25,7 +25,6 @@ from passt.userspace.multicast.policy import leaves_host
 from passt.userspace.udp import Udp
 from passt.userspace.udp.base import FROM_GUEST, open_failed
 from passt.userspace.udp.flow import PORTS, UdpFlow, split
-from passt.userspace.udp.frames import Headers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -219,7 +218,3 @@ class Sending(Udp):
             flow.host_active += 1
             headers = self._headers(guest + seen + PORTS.pack(port, peer_port))
             self._send_batch(headers, indices, len(guest) == 4)
-
-    def _headers(self, guest_key: bytes) -> Headers:
-        """Headers of frames to the guest for datagrams that are no flow's."""
-        return Headers(self._link, self._config.our_mac, guest_key)

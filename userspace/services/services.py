@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from passt.userspace.loop import Loop
     from passt.userspace.services.dhcp import DhcpService
     from passt.userspace.services.dhcpv6 import Dhcp6Service
+    from passt.userspace.services.neighbours import Neighbours
 
 #: UDP ports of servers; the codecs are not imported where the services are off.
 _DHCP = 67
@@ -38,15 +39,24 @@ RATE = 20.0
 class Services:
     """Takes what the guest asks, and sends what it is answered."""
 
-    def __init__(self, config: Config, nat: Nat, link: Link, loop: Loop) -> None:
+    def __init__(
+        self,
+        config: Config,
+        nat: Nat,
+        link: Link,
+        loop: Loop,
+        neighbours: Neighbours | None = None,
+    ) -> None:
+        """``neighbours`` are to be announced, and are what ``nat`` knows MACs from."""
         self._config = config
+        self._neighbours = neighbours
         self._nat = nat
         self._link = link
         self._loop = loop
         self._allowance = float(BURST)
         self._counted = loop.now
         v4, v6 = config.v4, config.v6
-        self._arp = ArpService(config.our_mac, v4.gateway, v4.addr, more=v4.own)
+        self._arp = ArpService(config.our_mac, v4.gateway, v4.addr, nat.mac_for, more=v4.own)
         self._ndp: NdpService | None = None
         self._dhcp: DhcpService | None = None
         self._dhcp6: Dhcp6Service | None = None
@@ -68,6 +78,7 @@ class Services:
             more=more6,
             neighbours=config.ndp,
             router=config.ra,
+            mac_for=nat.mac_for,
             note=_note_ndp,
         )
         if config.ra:
@@ -122,11 +133,13 @@ class Services:
         self._send(service.handle(buf, l4, end, src, self._link.guest_mac))
 
     def announce(self) -> None:
-        """Ask the guest for its link-layer address, once the link can carry frames."""
+        """Introduce everybody, once the link can carry frames: ask the guest for its MAC first."""
         if self._config.v4.enabled:
             self._send(self._arp.initial_request())
         if self._ndp is not None:
             self._send(self._ndp.initial_solicitation(self._link.guest_mac))
+        if self._neighbours is not None:
+            self._neighbours.announce()
 
     def _advertise(self) -> None:
         if self._ndp is not None:

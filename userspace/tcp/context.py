@@ -81,7 +81,6 @@ class Context:
         loop: Loop,
         link: Link,
         table: FlowTable,
-        mac_for: Callable[[bytes], bytes] | None = None,
         features: Features | None = None,
     ) -> None:
         self.config = config
@@ -90,7 +89,6 @@ class Context:
         self.link = link
         self.table = table
         self.features = features or Features(v4=config.v4.enabled, v6=config.v6.enabled)
-        self._mac_for = mac_for
         #: Flows by source, destination and ports as in the guest's frames, per IP version.
         self.flows4: dict[bytes, TcpFlow] = {}
         self.flows6: dict[bytes, TcpFlow] = {}
@@ -132,10 +130,9 @@ class Context:
 
     def template(self, flow: FlowBase) -> Template:
         """Frame template of ``flow``; its IPv6 label is stable and never 0."""
-        source_mac = self._mac_for(flow.our_addr) if self._mac_for else self.config.our_mac
         return Template(
             self.link,
-            source_mac,
+            self.nat.mac_for(flow.our_addr),
             flow.our_addr,
             flow.our_port,
             flow.guest_addr,

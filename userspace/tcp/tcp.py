@@ -213,7 +213,7 @@ class Tcp:
         pseudo = pseudo_sum(dst, src, tcp.IPPROTO_TCP, 0)
         segment = tcp.segment(dport, sport, seq, our_ack, our_flags, 0, pseudo)
         ctx = self.ctx
-        mac, ours = ctx.link.guest_mac, ctx.config.our_mac
+        mac, ours = ctx.link.guest_mac, ctx.nat.mac_for(dst)
         if len(src) == 4:
             frame = ipv4.frame(mac, ours, dst, src, tcp.IPPROTO_TCP, segment)
         else:

@@ -41,7 +41,7 @@ def report(flow: FlowBase, number: int) -> None:
     ctx.link.send_frame(
         build(
             ctx.link.guest_mac,
-            ctx.config.our_mac,
+            ctx.nat.mac_for(offender),
             offender,
             (flow.guest_addr, flow.guest_port),
             (flow.our_addr, flow.our_port),

@@ -165,7 +165,7 @@ class UdpErrors(UdpBase):
         """Send an ICMP error from ``source`` about ``payload``, sent as ``guest_key`` says."""
         guest, port, seen, seen_port = split(guest_key)
         link = self._link
-        macs = link.guest_mac, self._config.our_mac
+        macs = link.guest_mac, self._nat.mac_for(source)
         ends = (guest, port), (seen, seen_port)
         if len(guest) == 4:
             frame = udp_error4(*macs, source, *ends, kind, code, mtu, payload)

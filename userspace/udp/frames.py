@@ -68,7 +68,7 @@ class Headers:
         "mac",
     )
 
-    def __init__(self, link: Link, our_mac: bytes, guest_key: bytes) -> None:
+    def __init__(self, link: Link, source_mac: bytes, guest_key: bytes) -> None:
         guest, guest_port, ours, our_port = split(guest_key)
         self._link = link
         self._v4 = v4 = len(guest) == 4
@@ -78,14 +78,14 @@ class Headers:
             ip = ipv4.template(ours, guest, ipv4.IPPROTO_UDP)
             self._base = ipv4.template_sum(ip)
             self._fixed = ip[4:10]
-            self._start = self.mac + our_mac + b"\x08\x00" + ip[:2]
+            self._start = self.mac + source_mac + b"\x08\x00" + ip[:2]
             #: Datagrams without checksum need no work of the link.
             self._bare = link.prefix() + self._start
         else:
             ip = ipv6.header(ours, guest, ipv6.IPPROTO_UDP, 0)
             self._base = 0
             self._fixed = ip[6:8]
-            self._start = self.mac + our_mac + b"\x86\xdd" + ip[:4]
+            self._start = self.mac + source_mac + b"\x86\xdd" + ip[:4]
             self._bare = (
                 link.prefix(csum_start=_CSUM_START6, csum_offset=udp.CHECKSUM_OFFSET) + self._start
             )

@@ -28,7 +28,7 @@ from passt.userspace.flow.nat import unmap
 from passt.userspace.link.base import MIN_FRAME
 from passt.userspace.loop import EPOLLERR, EPOLLIN
 from passt.userspace.udp.errors import UdpErrors
-from passt.userspace.udp.flow import PORTS
+from passt.userspace.udp.flow import PORTS, split
 from passt.userspace.udp.frames import HEADERS4, MAX_PAYLOAD4, Headers
 from passt.userspace.udp.output import MAX_SEGMENTS
 from passt.userspace.udp.sockets import set_pktinfo
@@ -172,8 +172,12 @@ class ToGuest(UdpErrors):
         flow.host_active += 1
         headers = flow.headers
         if headers is None or headers.mac != self._link.guest_mac:
-            headers = flow.headers = Headers(self._link, self._config.our_mac, flow.guest_key)
+            headers = flow.headers = self._headers(flow.guest_key)
         self._send_batch(headers, indices, len(flow.guest_key) == 12)
+
+    def _headers(self, guest_key: bytes) -> Headers:
+        """Headers of frames to the guest, of datagrams that answer those with ``guest_key``."""
+        return Headers(self._link, self._nat.mac_for(split(guest_key)[2]), guest_key)
 
     def _send_batch(self, headers: Headers, indices: Sequence[int], v4: bool) -> None:
         """Send these datagrams of the batch as frames with ``headers``, in order."""

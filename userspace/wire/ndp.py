@@ -52,8 +52,10 @@ _MTU_BODY = struct.Struct("!HI")
 #: Reserved, lifetime; of resolvers and search lists (RFC 8106).
 _DNS_BODY = struct.Struct("!HI")
 
-#: Router, solicited, override.
-_ANSWER_FLAGS = 0xE0000000
+#: Flags of a neighbour advertisement.
+_ROUTER_FLAG = 0x80000000
+_SOLICITED = 0x40000000
+_OVERRIDE = 0x20000000
 #: On-link, autonomous address configuration.
 _PREFIX_FLAGS = 0xC0
 #: Managed address configuration: addresses are available by DHCPv6.
@@ -74,9 +76,13 @@ def neighbour_solicitation(target: bytes) -> bytearray:
     return bytearray(_NEIGHBOUR.pack(NEIGHBOUR_SOLICITATION, 0, 0, 0, target))
 
 
-def neighbour_advertisement(target: bytes, mac: bytes) -> bytearray:
-    """The answer of a router at ``mac`` to a solicitation for ``target``, overriding."""
-    message = bytearray(_NEIGHBOUR.pack(NEIGHBOUR_ADVERTISEMENT, 0, 0, _ANSWER_FLAGS, target))
+def neighbour_advertisement(target: bytes, mac: bytes, *, solicited: bool = True) -> bytearray:
+    """The answer of a router at ``mac`` to a solicitation for ``target``, overriding.
+
+    If it is not ``solicited``, then its announcement.
+    """
+    flags = _ROUTER_FLAG | _OVERRIDE | (_SOLICITED if solicited else 0)
+    message = bytearray(_NEIGHBOUR.pack(NEIGHBOUR_ADVERTISEMENT, 0, 0, flags, target))
     message += _LINK_LAYER.pack(_TARGET_LINK_LAYER, 1, mac)
     return message
 
