@@ -21,7 +21,10 @@ NAMES   ?=
 # What compiles the program for the kernel: its tests are skipped where these do not exist.
 COMPILER := python3-bpfcc linux-headers-$$(dpkg --print-architecture)
 
-.PHONY: shell check lint test unit system fuzz tools bytecode clean
+# For `make compare`: a Debian tree with upstream passt and slirp4netns.
+PEERS ?=
+
+.PHONY: shell check lint test unit system fuzz perf compare tools bytecode clean
 
 shell: $(VENV)/.runtime
 	@$(BIN)/pasta --config-net $(if $(CMD),-- sh -c '$(subst ','\'',$(CMD))')
@@ -103,6 +106,20 @@ $(VENV)/.runtime: $(BIN)/python pyproject.toml $(shell find syscalls kernel user
 $(VENV)/.dev: $(VENV)/.runtime
 	$(BIN)/python -m pip install -q --disable-pip-version-check '.[dev]'
 	@touch $@
+
+# Two minutes, as root: fails if a path lost more than 40 % of its speed, relative to loopback.
+perf: $(VENV)/.dev
+	@if test "$$(id -u)" = 0; then \
+		$(BIN)/python -m perf gate --baseline perf/baseline.json \
+			--rounds 5 --seconds 1 --exchanges 1000; \
+	else echo "Performance is not measured: that takes root" >&2; fi
+
+# The table of docs/performance.md, in an hour and a half, on a machine that does nothing else.
+compare: $(VENV)/.dev
+	$(BIN)/python -m perf run --set full --subjects direct,veth,ours,ebpf,upstream,slirp4netns \
+		--rounds 3 --output docs/performance/results.json $(if $(PEERS),--peers $(PEERS))
+	$(BIN)/python -m perf report docs/performance/results.json --folder docs/performance \
+		--insert docs/performance.md --insert README.md
 
 clean:
 	rm -rf $(VENV) .fuzz build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -8,6 +8,8 @@ with the reference ``direct``, whose ratio a stored *baseline* knows.  In two st
    their median is below the tolerance again, *and* so many of the ratios are below half of the
    tolerance that a fair coin would hardly do it (sign test).
 
+A suspect that cannot become a regression any more is not measured further.
+
 So one burst of other work does not make a regression: noise would have to point the same way
 in both stages.  A head that yields no value where the base does is a regression, too.
 """
@@ -22,7 +24,6 @@ from perf.cases.base import Case
 from perf.results import Results
 from perf.rounds import Run
 from perf.statistic import paired_ratios, sign_test
-from perf.subjects import Subject
 from perf.table import median_ratio
 
 #: The least number of rounds of the second stage: ten of thirteen are enough for a verdict.  With
@@ -48,6 +49,16 @@ class Rule:
             return True
         below = sign_test(ratios, 1 - self.tolerance / 2) <= self.chance
         return below and self.suspect(ratios)
+
+    def settled(self, ratios: Sequence[float], done: int, left: int) -> bool:
+        """Whether the *left* rounds cannot make a regression of what *done* rounds gave.
+
+        Or if there is nothing to be measured, as nothing came of the first three.
+        """
+        if not ratios:
+            return done >= 3
+        worst = [*ratios, *[0.0] * left]
+        return sign_test(worst, 1 - self.tolerance / 2) > self.chance
 
 
 @dataclass(frozen=True)
@@ -130,7 +141,7 @@ class Gate:
             more = max(CONFIRMING, 2 * rounds + 1)
             names = ", ".join(case.name for case in suspects)
             self.run.progress.note(f"{more} more rounds for: {names}")
-            second = self._measure(suspects, more)
+            second = self._measure(suspects, more, early=True)
         verdicts = []
         for name, ratios in first.items():
             if name in second:
@@ -140,16 +151,22 @@ class Gate:
                 verdicts.append(Verdict(name, tuple(ratios)))
         return verdicts
 
-    def _measure(self, cases: Sequence[Case], rounds: int) -> dict[str, list[float]]:
-        """Ratios of new rounds, by case."""
+    def _measure(
+        self, cases: Sequence[Case], rounds: int, early: bool = False
+    ) -> dict[str, list[float]]:
+        """Ratios of new rounds, by case; with *early* only until the verdict is settled."""
         results = self.run.results
         results.samples.clear()
-        names = {case.name for case in cases}
-        pairs: list[tuple[Case, Subject]] = [
-            pair for pair in self.run.pairs() if pair[0].name in names
-        ]
-        for _ in range(rounds):
+        going = {case.name for case in cases}
+        for done in range(1, rounds + 1):
+            pairs = [pair for pair in self.run.pairs() if pair[0].name in going]
             self.run.round(pairs)
+            if early:
+                going -= {
+                    name
+                    for name in going
+                    if self.rule.settled(self.ratios(results, name), done, rounds - done)
+                }
         return {
             case.name: self.ratios(results, case.name)
             for case in cases

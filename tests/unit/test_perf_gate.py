@@ -66,6 +66,15 @@ def test_a_few_low_values_are_no_regression() -> None:
     assert RULE.regression([0.5] * 10 + [1.5] * 3)
 
 
+@given(st.lists(st.sampled_from([0.5, 0.95]), min_size=1, max_size=12), st.integers(0, 12))
+def test_what_is_settled_stays_so(ratios: list[float], left: int) -> None:
+    if RULE.settled(ratios, len(ratios), left):
+        assert not RULE.regression(ratios)
+        assert not any(RULE.regression(ratios + [0.5] * more) for more in range(left + 1))
+    else:
+        assert RULE.regression(ratios + [0.5] * left) or left + len(ratios) < 5
+
+
 def test_no_values_are_a_regression() -> None:
     assert RULE.suspect([])
     assert RULE.regression([])
@@ -132,8 +141,10 @@ def test_a_broken_path_is_a_regression() -> None:
             raise AssertionError("no connection")
         return Outcome({"rate": 1.0})
 
-    (verdict,) = gate([Case("broken", "", "rate", measure)], rounds=1).all()
+    tried = gate([Case("broken", "", "rate", measure)], rounds=1)
+    (verdict,) = tried.all()
     assert verdict.regression
+    assert len(tried.run.results.samples) == 3  # of the base: it is given up soon
     assert str(verdict) == "broken: REGRESSION, no values"
 
 
