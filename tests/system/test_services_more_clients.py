@@ -1,4 +1,4 @@
-"""Guests with rarer clients: systemd-networkd, dibbler-client, dhcp6c (see kit/clients.py)."""
+"""Guests with rarer clients: systemd-networkd, NetworkManager and others (see kit/clients.py)."""
 
 from __future__ import annotations
 
@@ -96,6 +96,33 @@ def test_networkd_renews(connect: Connect, ours_only: None) -> None:
     wait_for(lambda: clients.log().count("DHCPv4 client: ACK") >= 3, 30, "renewals")
     assert "NAK" not in clients.log() and "lease lost" not in clients.log()
     assert "STATE: RENEWING" in clients.log() or "REQUEST (renewing)" in clients.log()
+
+
+# NetworkManager
+
+
+@needs("NetworkManager")
+def test_networkmanager(connect: Connect, ours_only: None) -> None:
+    """All services at once, for a guest behind a bridge; it ends when nothing is missing."""
+    clients = connect(*TOLD, "-a", MORE, "-a", net.HOST[6])
+    assert clients.networkmanager().wait(40) == 0, clients.log()
+    log = clients.log()
+    lease = log.partition("dhcp6 (guest0): state changed new lease, address=")[2].partition("\n")[0]
+    assert set(lease.split()) == {net.HOST[6], MORE}
+    for wanted in (
+        f"dhcp4 (guest0): state changed new lease, address={net.HOST[4]}",
+        "domain_name_servers  => '192.0.2.53'",
+        "domain_search        => 'example.com foo.example.org'",
+        "dhcp6_name_servers   => '2001:db8::53'",
+        "dhcp6_domain_search  => 'example.com foo.example.org'",
+        "addresses in the lease completed DAD",
+        "dns_server 2001:db8::53 exp permanent",
+        "dns_domain foo.example.org exp permanent",
+        "route 2001:db8:1::/64",
+        "route 2001:db8:5::/64",
+        "device (guest0): state change: secondaries -> activated",
+    ):
+        assert wanted in log, wanted
 
 
 # dibbler-client

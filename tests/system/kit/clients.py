@@ -8,8 +8,11 @@ client told it to a file, from which the test reads (:class:`Events`).
 systemd-networkd runs without systemd: in its mount namespace sysfs is read-only, which tells it
 that no udev is going to announce interfaces to it, and nobody answers on D-Bus.
 
-dibbler-client and dhcp6c (wide-dhcpv6-client) are used where somebody installed them. Nothing here
-does: their packages start them on the machine's own interface.
+NetworkManager does without D-Bus in the mode it has for initial RAM disks, where it also ends by
+itself once everything is configured. It leaves taps alone, but takes a veth that is bridged to one.
+
+NetworkManager, dibbler-client and dhcp6c (wide-dhcpv6-client) are used where somebody installed
+them. Nothing here does: their packages start them on the machine's own interfaces.
 """
 
 from __future__ import annotations
@@ -53,6 +56,52 @@ mount -t sysfs -o ro sysfs /sys && mount -t tmpfs tmpfs /run || exit 1
 mkdir -p /run/systemd/network
 cp "$1" /run/systemd/network/10-test.network
 SYSTEMD_LOG_LEVEL=debug SYSTEMD_LOG_TARGET=console exec "$0"
+"""
+
+_NETWORKMANAGER = """
+set -e
+tap=$1 folder=$2
+ip link add bridge type bridge forward_delay 0
+ip link add port type veth peer name guest0
+for name in bridge port "$tap"; do echo 1 >/proc/sys/net/ipv6/conf/$name/disable_ipv6; done
+ip link set "$tap" master bridge
+ip link set port master bridge up
+ip link set bridge up
+mount -t sysfs -o ro sysfs /sys
+mount -t tmpfs tmpfs /run
+mount -t tmpfs tmpfs /var/lib
+mkdir -p /var/lib/NetworkManager /run/NetworkManager/system-connections
+install -m 600 "$folder/nmconnection" /run/NetworkManager/system-connections/test.nmconnection
+exec unshare --uts NetworkManager --config "$folder/NetworkManager.conf" --no-daemon --debug \\
+    --configure-and-quit=initrd
+"""
+_NM_CONF = """
+[main]
+dhcp=internal
+plugins=keyfile
+dns=none
+hostname-mode=none
+no-auto-default=*
+rc-manager=unmanaged
+[keyfile]
+unmanaged-devices=except:interface-name:guest0
+[logging]
+level=DEBUG
+domains=ALL
+"""
+_NM_CONNECTION = """
+[connection]
+id=test
+uuid=11111111-2222-3333-4444-555555555555
+type=ethernet
+interface-name=guest0
+autoconnect=true
+[ipv4]
+method=auto
+may-fail=false
+[ipv6]
+method=auto
+may-fail=false
 """
 
 
@@ -161,3 +210,10 @@ class Clients:
         block = f'interface {self.interface} {{ {conf} script "{self.events.script}"; }};'
         path.write_text(f"{block}\nid-assoc na 1 {{ }};\n")
         return self.start(["dhcp6c", "-f", "-D", "-c", str(path), self.interface])
+
+    def networkmanager(self) -> subprocess.Popen[str]:
+        """Start NetworkManager, which configures ``guest0``, behind a bridge on the interface."""
+        (self.folder / "NetworkManager.conf").write_text(_NM_CONF)
+        (self.folder / "nmconnection").write_text(_NM_CONNECTION)
+        words = [self.interface, str(self.folder)]
+        return self.start(["sh", "-c", _NETWORKMANAGER, "sh", *words])
