@@ -49,6 +49,18 @@ _LOOPBACK = 1
 _USO = TUN_F_USO4 | TUN_F_USO6
 
 
+def preload(config: Config) -> None:
+    """Import what assembly will need for ``config``, at a time when there is a wait anyway."""
+    if config.splice_only:
+        return
+    if config.multicast and config.udp:
+        import passt.userspace.multicast.translator
+    if config.dhcp:
+        import passt.userspace.services.dhcp
+    if config.dhcpv6:
+        import passt.userspace.services.dhcpv6  # noqa: F401
+
+
 class Engine:
     """Everything that runs in the loop."""
 

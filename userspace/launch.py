@@ -27,7 +27,7 @@ from passt.kernel.errors import SetupError, reason
 from passt.kernel.nswatch import PERIOD
 from passt.kernel.signals import SignalPipe
 from passt.userspace import fault, log
-from passt.userspace.engine import Engine
+from passt.userspace.engine import Engine, preload
 from passt.userspace.flow.rules import HOST, SPLICE
 from passt.userspace.forward.proclist import open_port_lists
 from passt.userspace.forward.scan import scan_of
@@ -50,6 +50,7 @@ class Launch:
 
     def __init__(self, start: Startup) -> None:
         self.start = start
+        preload(start.config)
         self.engine: Engine
         self._command_ended = False
         #: The guest's IPv6 link-local address, if it is known.

@@ -26,6 +26,7 @@ IMPORTS = {
     "userspace.cli.main:main": "log and fault, which are loaded by then",
     "userspace.config.values:runas": "reading options",
     "userspace.engine:__init__": "assembly",
+    "userspace.engine:preload": "before assembly",
     "userspace.engine:_multicast": "assembly",
     "userspace.engine:_neighbours": "assembly",
     "userspace.services.services:__init__": "assembly",
