@@ -53,12 +53,17 @@ def preload(config: Config) -> None:
     """Import what assembly will need for ``config``, at a time when there is a wait anyway."""
     if config.splice_only:
         return
-    if config.multicast and config.udp:
-        import passt.userspace.multicast.translator
     if config.dhcp:
         import passt.userspace.services.dhcp
     if config.dhcpv6:
-        import passt.userspace.services.dhcpv6  # noqa: F401
+        import passt.userspace.services.dhcpv6
+    if config.v4.scope or config.v6.scope:
+        import passt.kernel.netlink.neighbours
+        import passt.userspace.services.neighbours
+
+        if config.multicast and config.udp:
+            import passt.userspace.multicast.sockets
+            import passt.userspace.multicast.translator  # noqa: F401
 
 
 class Engine:

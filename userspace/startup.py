@@ -221,6 +221,9 @@ class Startup:
         if self.identity.uid != os.geteuid():
             # Whoever we become may not read what is not imported yet.
             import passt.userspace.launch  # noqa: F401
+            from passt.userspace.engine import preload
+
+            preload(self.config)
         identity.drop_groups()
         if self.target.new_userns:
             self.userns, warning = userns.create(self.identity.uid, self.identity.gid)

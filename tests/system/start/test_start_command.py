@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +31,20 @@ def fields(text: str) -> dict[str, str]:
         name: " ".join(value.split())
         for name, _, value in (line.partition(":") for line in text.splitlines())
     }
+
+
+def test_code_that_only_root_can_read(ours_only: None, root_pasta: Runner, tmp_path: Path) -> None:
+    """Whoever root becomes cannot import: all that the configuration needs is there by then."""
+    shutil.copytree(Path(__file__).parents[3] / "passt", tmp_path / "passt")
+    tmp_path.chmod(0o700)
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path)}
+    # To see that it is this code: it says something.
+    with open(tmp_path / "passt" / "userspace" / "launch.py", "a") as file:
+        file.write('\nprint("private", flush=True)\n')
+    done = root_pasta("--config-net", "--", "cat", "/proc/net/dev", env=env)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("private\n")
+    assert "eth0" in done.stdout
 
 
 def test_words_after_the_options_are_the_commands(pasta: Runner) -> None:
