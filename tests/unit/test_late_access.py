@@ -28,7 +28,6 @@ IMPORTS = {
     "userspace.engine:__init__": "assembly",
     "userspace.engine:preload": "before assembly",
     "userspace.engine:_multicast": "assembly",
-    "userspace.engine:preload": "start-up",
     "userspace.engine:_neighbours": "assembly",
     "userspace.services.services:__init__": "assembly",
     "userspace.splice.tcp:__init__": "assembly",
