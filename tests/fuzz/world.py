@@ -196,6 +196,7 @@ class World:
             assert not self.groups._groups, "memberships are left"
             assert not self.groups._members, "members are left"
             assert not self.groups._senders, "senders are left"
+            assert not self.groups._called, "flows to groups are left"
         assert not (self.ctx.flows4 or self.ctx.flows6 or self.ctx.uploading), "TCP remembers"
         if self.udp is not None:
             assert not self.udp.flows, "UDP remembers flows of the guest"

@@ -25,7 +25,7 @@ from __future__ import annotations
 from passt.syscalls import bare_socket as socket
 from passt.syscalls.sockaddr import unpack
 from passt.userspace import log
-from passt.userspace.flow.nat import UNSPECIFIED4, is_unicast, text
+from passt.userspace.flow.nat import UNSPECIFIED4, is_multicast, is_unicast, text
 from passt.userspace.flow.rules import HOST
 from passt.userspace.flow.table import Flow
 from passt.userspace.loop import EPOLLERR, EPOLLIN
@@ -151,6 +151,10 @@ class Multicast(Sending):
         #: When the guest is to be asked, 0 for never.
         self._ask_at = 0.0
         self._reviewing = False
+        #: Ports that rules forward, as far as they are looked at; ``None`` if they changed.
+        self._lowest: list[int] | None = None
+        #: Flows that began with what a listening socket got for a group.
+        self._called: dict[bytes, set[UdpFlow]] = {}
 
     # Reports.
 
@@ -279,6 +283,25 @@ class Multicast(Sending):
                 self._settle(group, known, self._forwarded())
         return flow
 
+    def _adopt(self, flow: UdpFlow, group: str, source: bytes) -> UdpFlow | None:
+        adopted = super()._adopt(flow, group, source)
+        if adopted is not None and not flow.from_guest:
+            addr = split(flow.host_key)[2]
+            if is_multicast(addr):
+                self._called.setdefault(addr, set()).add(flow)
+        return adopted
+
+    def end(self, flow: UdpFlow) -> None:
+        """Remove ``flow`` at once; its socket is closed at the end of the round."""
+        if self._called and not flow.from_guest:
+            addr = split(flow.host_key)[2]
+            called = self._called.get(addr)
+            if called is not None:
+                called.discard(flow)
+                if not called:
+                    del self._called[addr]
+        super().end(flow)
+
     def attach_listener(
         self, sock: socket.socket, rule: Rule, port: int, pif: int = HOST
     ) -> Listener:
@@ -294,6 +317,7 @@ class Multicast(Sending):
 
     def _review_ports(self) -> None:
         """See, once at the end of the round, which ports are forwarded now."""
+        self._lowest = None
         if self._groups and not self._reviewing:
             self._reviewing = True
             self._loop.defer(self._settle_all)
@@ -306,7 +330,10 @@ class Multicast(Sending):
 
     def _forwarded(self) -> list[int]:
         """Ports that rules forward: the lowest, if there are many."""
-        return sorted(self._host.listeners)[:MAX_PORTS]
+        lowest = self._lowest
+        if lowest is None:
+            lowest = self._lowest = sorted(self._host.listeners)[:MAX_PORTS]
+        return lowest
 
     def _ports(self, group: bytes, known: Membership, forwarded: list[int]) -> dict[int, int]:
         """Ports of the host at which ``group`` is received, and the guest's for each."""
@@ -363,7 +390,7 @@ class Multicast(Sending):
         self._restrict(member, heard)
         if port in self._host.listeners:
             # From here on, what a listening socket gets of this comes twice.
-            for flow in [f for k, f in self._host.flows.items() if split(k)[2] == group]:
+            for flow in tuple(self._called.get(group, ())):
                 flow.end()
         return member
 
