@@ -105,15 +105,15 @@ def _add_cases(parser: argparse.ArgumentParser, default: str = "quick") -> None:
 
 def _add_settings(parser: argparse.ArgumentParser, rounds: int = 5) -> None:
     default = Settings(rounds=rounds)
-    parser.add_argument("--rounds", type=_positive, default=default.rounds)
+    parser.add_argument("--rounds", type=_whole(1), default=default.rounds)
     parser.add_argument(
-        "--seconds", type=_positive, default=default.seconds, help="of each transfer"
+        "--seconds", type=_whole(1), default=default.seconds, help="of each transfer"
     )
     parser.add_argument(
-        "--warm-up", type=int, default=0, help="seconds of each transfer that do not count"
+        "--warm-up", type=_whole(0), default=0, help="seconds of each transfer that do not count"
     )
     parser.add_argument(
-        "--exchanges", type=_positive, default=default.exchanges, help="per latency measurement"
+        "--exchanges", type=_whole(1), default=default.exchanges, help="per latency measurement"
     )
     parser.add_argument(
         "--no-counting", action="store_true", help="do not count system calls at the end"
@@ -125,17 +125,24 @@ def _add_settings(parser: argparse.ArgumentParser, rounds: int = 5) -> None:
     parser.add_argument("-v", "--verbose", action="store_true", help="show progress always")
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
+def _whole(least: int) -> Callable[[str], int]:
+    """What reads a whole number of at least *least*."""
+
+    def read_number(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least {least}")
+        return int(text)
+
+    return read_number
 
 
 def _percentage(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value < 100:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{text!r} is not a percentage between 0 and 100")
     return value / 100
 
 

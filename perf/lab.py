@@ -20,7 +20,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType, TracebackType
 
@@ -52,9 +52,17 @@ class Lab:
         self._programs: dict[str, Program] = {}
 
     def __enter__(self) -> Lab:
+        try:
+            self._prepare()
+        except BaseException:
+            self._clean_up()
+            raise
+        return self
+
+    def _prepare(self) -> None:
         prctl(PR_SET_CHILD_SUBREAPER, "PR_SET_CHILD_SUBREAPER", 1)
         remove_stale()
-        remove_stale_folders()
+        remove_folders(lambda pid: not os.path.exists(f"/proc/{pid}"))
         os.chmod("/dev/net/tun", 0o666)
         self.user: User = ordinary_user()
         self.folder = tempfile.mkdtemp(prefix=f"{_STEM}{os.getpid()}-", dir=_FOLDERS)
@@ -63,7 +71,6 @@ class Lab:
         self.writable = os.path.join(self.folder, "user")
         os.mkdir(self.writable)
         os.chown(self.writable, self.user.uid, self.user.gid)
-        return self
 
     def __exit__(
         self,
@@ -71,6 +78,9 @@ class Lab:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._clean_up()
+
+    def _clean_up(self) -> None:
         try:
             for topology in self._networks.values():
                 topology.close()
@@ -78,7 +88,7 @@ class Lab:
             end_descendants()
             remove_namespaces(f"pt{os.getpid()}-")
             self._stack.close()
-            shutil.rmtree(self.folder, ignore_errors=True)
+            remove_folders(lambda pid: pid == os.getpid())
             prctl(PR_SET_CHILD_SUBREAPER, "PR_SET_CHILD_SUBREAPER", 0)
 
     def network(self, rtt: int = 0, loss: float = 0.0) -> Topology:
@@ -179,11 +189,11 @@ def remove_namespaces(prefix: str) -> None:
             subprocess.run(["ip", "netns", "del", name], check=False)
 
 
-def remove_stale_folders() -> None:
-    """Remove the folders of runs that were killed."""
+def remove_folders(whose: Callable[[int], bool]) -> None:
+    """Remove the folders of runs, by what is said of their process ids."""
     for name in os.listdir(_FOLDERS):
         match = re.fullmatch(rf"{_STEM}(\d+)-\w+", name)
-        if match and not os.path.exists(f"/proc/{match[1]}"):
+        if match and whose(int(match[1])):
             shutil.rmtree(os.path.join(_FOLDERS, name), ignore_errors=True)
 
 

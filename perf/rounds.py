@@ -51,6 +51,13 @@ def estimate(cases: Sequence[Case], subjects: int, settings: Settings) -> float:
     return total
 
 
+def brief(text: str, limit: int = 2000) -> str:
+    """The beginning and the end of a long text: a traceback says at its end what it is about."""
+    if len(text) <= limit:
+        return text
+    return f"{text[: limit // 2]}\n…\n{text[-limit // 2 :]}"
+
+
 def short(settings: Settings) -> Settings:
     """The same for a measurement that need not be exact."""
     return dataclasses.replace(
@@ -188,7 +195,7 @@ class Run:
             reason = f"unsupported: {error}"
         except FAILURES as error:
             reason = str(error) or type(error).__name__
-        self.results.failures.append(Failure(case.name, subject.name, self._round, reason[:1000]))
+        self.results.failures.append(Failure(case.name, subject.name, self._round, brief(reason)))
         self.progress.note(f"failed: {case.name}, {subject.name}: {reason[:300]}")
         return None
 

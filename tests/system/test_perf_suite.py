@@ -45,6 +45,17 @@ def traces(pid: int) -> list[str]:
     ]
 
 
+def test_early_interrupt_leaves_nothing(program: Program) -> None:
+    """While the network is being built."""
+    process = perf(program, "run", *CASES, "-v")
+    assert process.stderr
+    assert "measurements, about" in process.stderr.readline()
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert not traces(process.pid)
+
+
 def command_line(process: psutil.Process) -> list[str]:
     """The words of a process, none if it has ended."""
     try:
@@ -55,11 +66,17 @@ def command_line(process: psutil.Process) -> list[str]:
 
 def test_run(program: Program, tmp_path: pathlib.Path) -> None:
     output = tmp_path / "results.json"
+    # What a run leaves that was killed.
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    stale = pathlib.Path("/var/tmp") / f"passt-perf-{gone.pid}-{tmp_path.name.replace('-', '_')}"
+    stale.mkdir()
     process = perf(program, "run", *CASES, *BRIEF, "--output", str(output))
     out, err = process.communicate(timeout=80)
     assert process.returncode == 0, err
     assert err == ""  # quiet, as this is no terminal
     assert not traces(process.pid)
+    assert not stale.exists()
     results = read(str(output))
     assert list(results.cases) == CASES
     for case, metric in zip(CASES, ("time", "p50"), strict=True):

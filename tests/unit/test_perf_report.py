@@ -11,6 +11,7 @@ import re
 import pytest
 
 from perf.cli import main
+from perf.lab import TREE
 from perf.page import page
 from perf.plots import PLOTS, bars, series
 from perf.report import DocumentError, figures, insert, write
@@ -128,6 +129,13 @@ def test_tables_in_documents() -> None:
     assert insert(example(), after, "README.md") == after
 
 
+@pytest.mark.parametrize("name", ["README.md", "docs/performance.md"])
+def test_our_documents_have_a_place(name: str) -> None:
+    with open(os.path.join(TREE, name), encoding="utf-8") as file:
+        text = insert(example(), file.read(), name)
+    assert "TCP out, host, MTU 1500, IPv4, 1 flow | " in text
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -138,6 +146,24 @@ def test_tables_in_documents() -> None:
 def test_documents_without_a_place(text: str, message: str) -> None:
     with pytest.raises(DocumentError, match=message):
         insert(example(), text, "README.md")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "--rounds", "0"], "'0' is not a number of at least 1"),
+        (["run", "--warm-up", "-1"], "'-1' is not a number of at least 0"),
+        (["gate", "--base", "HEAD", "--tolerance", "100"], "'100' is not a percentage"),
+        (["gate", "--base", "HEAD", "--tolerance", "much"], "'much' is not a percentage"),
+        (["gate"], "one of the arguments --base --baseline is required"),
+        ([], "required: command"),
+    ],
+)
+def test_usage(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as status:
+        main(words)
+    assert status.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_commands(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:

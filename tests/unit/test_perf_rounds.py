@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -10,8 +11,8 @@ import pytest
 
 from perf.cases.base import Case, Outcome, Settings, Work
 from perf.lab import Lab
-from perf.progress import Lines, Progress, duration
-from perf.rounds import Run, estimate, short
+from perf.progress import Bar, Lines, Progress, display, duration
+from perf.rounds import Run, brief, estimate, short
 from perf.subjects import Instance, Subject, UnsupportedError
 from tests.system.kit.netns import Processes
 from tests.system.kit.topology import Topology
@@ -149,9 +150,41 @@ def test_estimate_grows_with_everything() -> None:
     assert short(Settings(exchanges=10)).exchanges == 10
 
 
-def test_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    import sys
+def test_long_reasons_keep_both_ends() -> None:
+    assert brief("short") == "short"
+    text = brief("begin" + "x" * 9999 + "end")
+    assert len(text) < 2010
+    assert text.startswith("begin")
+    assert text.endswith("end")
 
+
+def test_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("rich")
+    bar = Bar.make()
+    assert bar
+    bar.start(2, 130)
+    bar.step("one")
+    bar.note("failed: [one]")
+    bar.step("two")
+    bar.close()
+    printed = capsys.readouterr().err
+    assert "2 measurements, about 2 min" in printed
+    assert "failed: [one]" in printed
+
+
+def test_quiet_unless_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+    assert type(display()) is Progress
+    assert type(display(verbose=True)) is Lines
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.delenv("CI", raising=False)
+    assert isinstance(display(), Bar | Lines)
+    assert type(display()) is not Progress
+    monkeypatch.setenv("CI", "1")
+    assert type(display()) is Progress
+
+
+def test_lines(capsys: pytest.CaptureFixture[str]) -> None:
     lines = Lines(sys.stderr)
     lines.start(2, 130)
     lines.step("one")
