@@ -406,6 +406,23 @@ def test_link_local_neighbours_of_the_host(
     converse_link_locally(start(), uplinks.routers[0])
 
 
+def test_link_local_neighbours_where_ipv6_has_nothing_else(
+    ours_only: None, uplinks: Uplinks, start: Start, settings: Callable[[str], None]
+) -> None:
+    """As in most networks without IPv6: those on the interface that IPv4 uses."""
+    settings(f"-4 route default via {ROUTER[1][4]}")
+    global6 = [(f"eth{index}", f"{HOST[index][6]}/64") for index in (0, 1)]
+    for name, address in global6:
+        uplinks.host.ip(f"addr del {address} dev {name}\n")
+    try:
+        pasta = start()
+        assert addresses(pasta, 6) == []
+        converse_link_locally(pasta, uplinks.routers[1])
+    finally:
+        for name, address in global6:
+            uplinks.host.ip(f"addr add {address} dev {name} nodad\n")
+
+
 def test_link_local_neighbours_on_the_outbound_interface(
     ours_only: None, uplinks: Uplinks, start: Start, settings: Callable[[str], None]
 ) -> None:
@@ -447,6 +464,7 @@ def converse_link_locally(pasta: Pasta, router: Netns) -> None:
     scope = pasta.ns.call(lambda: socket.if_nametoindex(name))
     far_scope = router.call(lambda: socket.if_nametoindex("eth0"))
     server = router.new_socket(socket.AF_INET6, socket.SOCK_STREAM)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     server.bind((address, PORT, 0, far_scope))
     server.listen()
     client = pasta.ns.new_socket(socket.AF_INET6, socket.SOCK_STREAM)

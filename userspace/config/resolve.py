@@ -116,6 +116,9 @@ def resolve(
     for family, found in ((config.v4, template.ipv4), (config.v6, template.ipv6)):
         _resolve_family(family, options, found)
         family.own = _own_addresses(family, found if options.config_net else None)
+    if config.v6.local:
+        # Most networks without IPv6 have link-local addresses.
+        config.v6.other_index = config.v4.ifindex
     config.v4.enabled, config.v6.enabled = versions
     config.ns_ifname = options.ns_ifname or config.v4.ifname or config.v6.ifname or _DEFAULT_IFNAME
     config.mtu = options.mtu

@@ -225,4 +225,4 @@ class Nat:
 
     def scope_id(self, address: bytes) -> int:
         """Interface index that a host-side ``address`` must be scoped with, usually 0."""
-        return self._v6.scope if is_link_local(address) else 0
+        return self._v6.neighbours if is_link_local(address) else 0
