@@ -28,6 +28,7 @@ PARTS = (
     "userspace/control",
     "userspace/forward/proclist.py",
     "kernel/netlink/attributes.py",
+    "kernel/netlink/neighbours.py",
     "kernel/netlink/policy.py",
     "kernel/netlink/records.py",
     "kernel/netlink/retarget.py",

@@ -15,12 +15,13 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable, Iterator
-from errno import ENOBUFS
+from errno import EAGAIN, ENOBUFS
 from random import Random
 
 from passt.kernel import sockdiag
 from passt.kernel.netlink import policy, retarget, route_socket, template, uapi
 from passt.kernel.netlink.attributes import FormError
+from passt.kernel.netlink.neighbours import NeighbourSocket
 from passt.kernel.netlink.records import (
     Address,
     hops,
@@ -31,10 +32,15 @@ from passt.kernel.netlink.records import (
     read_routes,
 )
 from passt.kernel.netlink.route_socket import NetlinkError, RouteSocket
-from tests.fuzz import program
+from passt.userspace.flow.nat import Nat
+from passt.userspace.services.neighbours import MAX_ENTRIES, Neighbours
+from tests.fuzz import oracle, program
+from tests.fuzz.journal import Journal
 from tests.fuzz.mutate import havoc
 from tests.fuzz.program import Step
+from tests.unit import fakes
 from tests.unit import netlink_bytes as make
+from tests.unit.fakes import GATEWAY4, GUEST6
 
 MAX_LEN = 4000
 DICTIONARY = tuple(struct.pack("=HH", 8, kind) for kind in (1, 2, 3, 4, 5, 8, 9, 15, 23, 30))
@@ -68,14 +74,14 @@ def one(data: bytes) -> None:
 # Tables.
 
 
-def attributes(data: bytes) -> Attributes | None:
-    """Types and payloads of a list; ``None`` if a record exceeds it."""
+def attributes(data: bytes, mask: int = 0x3FFF) -> Attributes | None:
+    """Types, less flags, and payloads of a list; ``None`` if a record exceeds it."""
     found = []
     while len(data) >= 4:
         size, kind = struct.unpack("=HH", data[:4])
         if not 4 <= size <= len(data):
             return None
-        found.append((kind & 0x3FFF, data[4:size]))
+        found.append((kind & mask, data[4:size]))
         data = data[(size + 3) // 4 * 4 :]
     return found
 
@@ -323,10 +329,12 @@ class Wire:
         return len(data), (1 if operation == STRANGER else 0, 0)
 
     def recv(self, _size: int) -> bytes:
-        """The next datagram, whoever sent it: who asks sock_diag is not told."""
+        """The next datagram, whoever sent it: who is connected to the kernel does not ask."""
         if not self._queue:
-            raise BlockingIOError
+            raise BlockingIOError(EAGAIN, "Resource temporarily unavailable")
         operation, data = self._queue.popleft()
+        if operation == OVERFLOW:
+            raise OSError(ENOBUFS, "No buffer space available")
         return self._answer(data) if operation == ANSWER else data
 
     def _answer(self, data: bytes) -> bytes:
@@ -358,6 +366,69 @@ def check_questions(steps: list[Step]) -> None:
         finally:
             route_socket.socket.socket = original  # type: ignore[misc]
     check_ports(delivered)
+    check_neighbours(delivered)
+
+
+def check_neighbours(delivered: list[Step]) -> None:
+    """The same as news of neighbours, and as an answer about all: what is kept of it."""
+    source = NeighbourSocket.__new__(NeighbourSocket)
+    source._indices = {socket.AF_INET: 2, socket.AF_INET6: 2}
+    source._sequence = 0
+    source._changes = Wire(delivered)  # type: ignore[assignment]
+    expected: list[Entry] = []
+    for step in delivered:
+        expected += neighbours_in(_bytes(source._changes, step))  # type: ignore[arg-type]
+    changes = source.changes()
+    lost = any(operation == OVERFLOW for operation, _ in delivered)
+    assert changes == (None if lost else expected)
+    config, link = fakes.config(), fakes.FakeLink()
+    source._changes = Wire([])  # type: ignore[assignment]
+    source._questions = Wire(delivered)  # type: ignore[assignment]
+    with Journal():
+        table = Neighbours(config, Nat(config), link, Still(), source)  # type: ignore[arg-type]
+        table._update()
+        if changes is not None:
+            table._take(changes)
+        table.announce()
+    assert len(table._macs) <= MAX_ENTRIES
+    for addr, mac in table._macs.items():
+        assert oracle.is_unicast(addr) and not oracle.is_loopback(addr)
+        assert len(mac) == 6 and any(mac) and not mac[0] & 1
+    for prefix, frame in link.sent:
+        oracle.outgoing(prefix, frame, frame[6:12])
+
+
+class Still:
+    """A loop in which no time passes."""
+
+    now = 1.0
+
+    def call_at(self, _when: float, _callback: object) -> None:
+        """Never."""
+
+
+Entry = tuple[bytes, bytes, bool]
+
+
+def neighbours_in(datagram: bytes) -> list[Entry]:
+    """Address, MAC and whether it is valid, by the second reader."""
+    found: list[Entry] = []
+    while len(datagram) >= 16:
+        size, kind = struct.unpack("=IH", datagram[:6])
+        if not 16 <= size <= len(datagram) or kind in (2, 3):
+            break
+        body = datagram[16:size]
+        datagram = datagram[(size + 3) // 4 * 4 :]
+        listed = attributes(body[12:], 0xFFFF)
+        if kind not in (28, 29) or len(body) < 12 or listed is None:
+            continue
+        last = dict(listed)
+        length = {socket.AF_INET: 4, socket.AF_INET6: 16}.get(body[0], -1)
+        address = last.get(1, b"")
+        if body[4:8] == struct.pack("=i", 2) and body[11] == 1 and len(address) == length:
+            state = struct.unpack("=H", body[8:10])[0]
+            found.append((address, last.get(2, b""), kind == 28 and bool(state & 0xDE)))
+    return found
 
 
 def check_ports(delivered: list[Step]) -> None:
@@ -474,6 +545,17 @@ def seeds() -> Iterator[tuple[str, bytes]]:
     yield "interrupted", program.encode([answer(24, host[5][1], flags=0x12), done] * 6)
     stranger = (STRANGER, host[0][1])
     yield "noise", program.encode([stranger, (OVERFLOW, b""), (DATAGRAM, b"abc"), stranger, done])
+    near = [
+        answer(kind, neighbour(addr, mac, state), back=back)
+        for kind, addr, mac, state, back in (
+            (28, GATEWAY4, MAC, 2, 0),
+            (28, bytes((192, 0, 2, 7)), MAC, 4, 0),
+            (28, bytes((192, 0, 2, 8)), b"", 1, 0),
+            (28, GUEST6[:15] + b"\7", MAC, 0x40, 1),
+            (29, bytes((192, 0, 2, 7)), MAC, 2, 1),
+        )
+    ]
+    yield "neighbours", program.encode([*near, done, answer(3, bytes(4), back=1), done])
     sockets = [answer(20, listening(port)) for port in (22, 80)]
     yield "sockets", program.encode([*sockets, done])
     joined = b"".join(_bytes(Wire([]), step) for step in (*sockets, done))
@@ -483,6 +565,13 @@ def seeds() -> Iterator[tuple[str, bytes]]:
 
 
 MAC = bytes.fromhex("020000000002")
+
+
+def neighbour(address: bytes, mac: bytes, state: int) -> bytes:
+    """The body of a message about a neighbour."""
+    family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
+    head = struct.pack("=BxxxiHBB", family, 2, state, 0, 1)
+    return head + make.attr(1, address) + (make.attr(2, mac) if mac else b"")
 
 
 def mutate(data: bytes, rnd: Random) -> bytes:

@@ -11,6 +11,7 @@ import struct
 from collections import deque
 from typing import Any
 
+from passt.userspace.flow.nat import V4_MAPPED
 from passt.userspace.flow.rules import HOST, SPLICE, Rule
 from passt.userspace.icmp.flow import EchoFlow
 from passt.userspace.multicast.translator import Member
@@ -146,6 +147,9 @@ class Run:
             sock.connect_ex((LOOPBACK[family], 1))
         far = world.net.accept()
         source = operand[1:5] if v4 else operand[1:17]
+        if source.startswith(V4_MAPPED):
+            # Whoever accepts has seen to that.
+            source = source[12:]
         rule = Rule(socket.IPPROTO_TCP, 8000, 8000, 80)
         before = set(map(id, world.tcp_flows()))
         port = int.from_bytes(operand[17:19], "big")
