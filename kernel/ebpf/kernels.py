@@ -25,7 +25,8 @@ receive report nothing to read, since 6.6.128, 6.12.75 and 6.18.14 (929e30f93125
 04af4efde58a); ours have one.  Data redirected to the *receiving* side of a socket shifted its
 sequence numbers until 6.19: we redirect to the sending side.  splice(2) does not see what a map has
 passed: nobody splices from a socket in a map.  An end of file is mistaken for a failed
-transmission: the program drops it (``verdict.bpf.c``).
+transmission, and data that were sent again with other bounds are given to the program twice: to
+the present day, and the program copes (``verdict.bpf.c``).
 """
 
 from __future__ import annotations

@@ -1,18 +1,20 @@
 """What the program in the kernel and user space share: five maps, and a second program.
 
-=======  =========  =======================================  =====================================
-map      kind       holds                                    written by
-=======  =========  =======================================  =====================================
-ends     hash       slot of the socket with a cookie         user space
-grants   array      bytes, packets, consumed, by slot        user space, in shared memory
-counts   array      bytes, packets, passed, bells, by slot   the program
-socks    sockhash   sockets, by slot                         user space
-bell     ring       slots that need attention                the program
-=======  =========  =======================================  =====================================
+=======  =========  ============================================  ================================
+map      kind       holds                                         written by
+=======  =========  ============================================  ================================
+ends     hash       slot of the socket with a cookie              user space
+grants   array      bytes, packets, consumed, generation by slot  user space, in shared memory
+counts   array      bytes, packets, passed, last by slot          the program
+socks    sockhash   sockets, by slot                              user space
+bell     ring       slots that need attention                     the program
+=======  =========  ============================================  ================================
 
 A connection has two slots, one beside the other, an even number first: the peer of slot n is
 n ^ 1.  All numbers only grow, for as long as the maps exist, across the connections that use a
-slot one after the other: whoever begins compares with what is there.
+slot one after the other: whoever begins compares with what is there.  A *generation* is the number
+of a connection in its slot; *last* has it in the upper 32 bits, as far as the program has seen
+any of its data, and in the lower ones the sequence number behind these.
 
 The other program, a socket filter, makes a socket *deaf*: all that comes for it is lost, as if on
 the wire.  (Since Linux 6.18 it takes privileges to give a TCP socket a filter of classic BPF, but
@@ -29,9 +31,9 @@ SLOTS = 8192
 WORDS = 4
 
 # Words of a grant.
-GRANT_BYTES, GRANT_PACKETS, CONSUMED = 0, 1, 2
+GRANT_BYTES, GRANT_PACKETS, CONSUMED, GENERATION = 0, 1, 2, 3
 # Words of a count.
-BYTES, PACKETS, PASSED, BELLS = 0, 1, 2, 3
+BYTES, PACKETS, PASSED, LAST = 0, 1, 2, 3
 
 #: Size of the ring in bytes; a record takes 16, and a slot has one there at a time, two while its
 #: user changes.

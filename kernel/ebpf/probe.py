@@ -10,6 +10,7 @@ that are spliced as any other::
 * what is granted arrives by itself, and wakes the receiver;
 * what is not waits in our socket, rings, and stops the sender;
 * after it was moved by hand, the kernel goes on forwarding, in order;
+* the program sees sequence numbers, which it needs to tell what was sent again;
 * the end of file is seen, behind the data.
 """
 
@@ -19,7 +20,16 @@ import random
 import select
 import struct
 
-from passt.kernel.ebpf.layout import CONSUMED, GRANT_BYTES, GRANT_PACKETS, PASSED, SLOTS, WORDS
+from passt.kernel.ebpf.layout import (
+    CONSUMED,
+    GENERATION,
+    GRANT_BYTES,
+    GRANT_PACKETS,
+    LAST,
+    PASSED,
+    SLOTS,
+    WORDS,
+)
 from passt.syscalls import bare_socket as socket
 
 TYPE_CHECKING = False
@@ -81,14 +91,18 @@ class Rig:
             at = slot * WORDS
             maps.grants[at + GRANT_BYTES] = 0
             maps.grants[at + CONSUMED] = maps.counts[at + PASSED]
+            maps.grants[at + GENERATION] += 1
             maps.enter(sock, slot)
         self.client.sendall(early[100:])
         self._move(_SIZE, "early data")
         self._expect(early, "early data")
 
+        last = self._last()
         self._grant(_SIZE)
         self.client.sendall(granted)
         self._expect(granted, "data")
+        if self._last() != (last + _SIZE) % (1 << 32):
+            raise ProbeError("no sequence numbers")
         maps.rung()
 
         self.client.sendall(passed)
@@ -132,6 +146,10 @@ class Rig:
         at = _SLOT * WORDS
         self._maps.grants[at + GRANT_PACKETS] = _PACKETS
         self._maps.grants[at + GRANT_BYTES] = self._maps.counts[at] + size
+
+    def _last(self) -> int:
+        """The sequence number behind what the program has seen."""
+        return self._maps.counts[_SLOT * WORDS + LAST] & 0xFFFFFFFF
 
     def _unread(self) -> int:
         at = _SLOT * WORDS

@@ -19,24 +19,35 @@
 // met data on their way out, behind which it would have to wait, the kernel would take it for a
 // failure to send them (sk_psock_backlog(), at least from 5.19 to 6.18).
 //
+// A segment that was sent again may begin with data that have arrived before, if its bounds are
+// others.  TCP's own readers skip them; the kernel's reader for maps does not (tcp_read_skb(), at
+// least to 6.18), so the data would be there twice.  So we remember where the last segment ended,
+// and cut off what is older.  Sequence numbers are where TCP keeps them for itself, at the
+// beginning of the control block; the probe looks whether they are there.  What is remembered
+// belongs to a connection: a new one has another number, its generation.
+//
 // Compiled by bcc (compile_bcc.py), with the user-space interface of the kernel only.
 
 #include <uapi/linux/bpf.h>
 
 #define SLOTS 8192
+// bpf_skb_adjust_room() cuts off so much at a time; and more than any segment has.
+#define CUT 4095
+#define CUTS 160
 
 struct grant {
 	u64 bytes;
 	u64 packets;
 	u64 consumed;
-	u64 unused;
+	u64 generation;
 };
 
 struct count {
 	u64 bytes;
 	u64 packets;
 	u64 passed;
-	u64 bells;
+	u32 end;
+	u32 generation;
 };
 
 BPF_HASH(ends, u64, u32, SLOTS);
@@ -48,11 +59,13 @@ BPF_RINGBUF_OUTPUT(bell, 64);
 int verdict(struct __sk_buff *skb)
 {
 	u64 cookie = bpf_get_socket_cookie(skb);
-	u64 length = skb->len;
+	u32 begin = skb->cb[0], end = skb->cb[1];
 	u32 *found = ends.lookup(&cookie);
-	u32 slot, peer;
+	u32 slot, peer, old, cut;
+	u64 length;
+	int i;
 
-	if (!length)
+	if (!skb->len)
 		return SK_DROP;
 	if (!found)
 		return SK_PASS;
@@ -63,13 +76,30 @@ int verdict(struct __sk_buff *skb)
 
 	if (!grant || !count)
 		return SK_PASS;
+	if (count->generation == (u32)grant->generation) {
+		old = count->end - begin;
+		for (i = 0; i < CUTS && (s32)old > 0; i++) {
+			cut = old < CUT ? old : CUT;
+			if (cut > skb->len)
+				cut = skb->len;
+			if (!cut)
+				return SK_DROP;
+			if (bpf_skb_adjust_room(skb, -(s32)cut, 0, 0))
+				return SK_DROP;
+			old -= cut;
+		}
+	}
+	count->generation = grant->generation;
+	count->end = end;
+	length = skb->len;
+	if (!length)
+		return SK_DROP;
 	if (count->passed != grant->consumed) {
 		count->passed += length;
 		return SK_PASS;
 	}
 	if (count->bytes + length > grant->bytes || count->packets >= grant->packets) {
 		count->passed += length;
-		count->bells++;
 		bell.ringbuf_output(&slot, sizeof(slot), 0);
 		return SK_PASS;
 	}

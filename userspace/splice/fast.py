@@ -44,6 +44,7 @@ from errno import EAGAIN
 from passt.kernel.ebpf.layout import (
     BYTES,
     CONSUMED,
+    GENERATION,
     GRANT_BYTES,
     GRANT_PACKETS,
     PACKETS,
@@ -334,6 +335,7 @@ class FastFlow:
         for lane in self.lanes:
             lane.stop()
             maps.grants[lane.at + CONSUMED] = maps.counts[lane.at + PASSED]
+            maps.grants[lane.at + GENERATION] += 1
         first, second = self.lanes
         maps.enter(first.source, first.slot)
         try:

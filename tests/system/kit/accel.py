@@ -60,12 +60,16 @@ class Rig:
         theirs, server = connection()
         self.sockets += (client, server)
         client.sendall(early)
+        return client, server, self.splice(ours, theirs)
+
+    def splice(self, ours: socket.socket, theirs: socket.socket) -> SplicedTcp:
+        """Have the loop forward between two sockets."""
         ours.setblocking(False)
         theirs.setblocking(False)
         flow = SplicedTcp(self.shared, ours, theirs, ENDPOINTS)
         self.table.add(flow, "test", b"", 0)
         flow.start(connected=True)
-        return client, server, flow
+        return flow
 
     def fast(self) -> tuple[socket.socket, socket.socket, SplicedTcp]:
         """One that is accelerated."""
