@@ -21,8 +21,9 @@ NAMES   ?=
 # What compiles the program for the kernel: its tests are skipped where these do not exist.
 COMPILER := python3-bpfcc linux-headers-$$(dpkg --print-architecture)
 
-# For `make compare`: a Debian tree with upstream passt and slirp4netns.
+# For `make compare`: a Debian tree with upstream passt and slirp4netns; further options.
 PEERS ?=
+PERF  ?=
 
 .PHONY: shell check lint test unit system fuzz perf compare tools bytecode clean
 
@@ -117,7 +118,7 @@ perf: $(VENV)/.dev
 # The table of docs/performance.md, in an hour and a half, on a machine that does nothing else.
 compare: $(VENV)/.dev
 	$(BIN)/python -m perf run --set full --subjects direct,veth,ours,ebpf,upstream,slirp4netns \
-		--rounds 3 --output docs/performance/results.json $(if $(PEERS),--peers $(PEERS))
+		--rounds 3 --output docs/performance/results.json $(if $(PEERS),--peers $(PEERS)) $(PERF)
 	$(BIN)/python -m perf report docs/performance/results.json --folder docs/performance \
 		--insert docs/performance.md --insert README.md
 

@@ -170,7 +170,7 @@ CASES = [
     *(
         Case(
             f"flows/{name}",
-            f"10,000 TCP connections, {title}",
+            f"up to 10,000 TCP connections, {title}",
             "fill",
             flows,
             route=route,

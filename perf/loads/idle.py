@@ -2,7 +2,8 @@
 
 ``idle.py serve ADDRESS PORT`` accepts connections and answers the first byte of each with one;
 ``idle.py hold ADDRESS PORT COUNT`` makes up to COUNT, one after the other, as far as they are
-answered, prints how many and the seconds that took, and keeps them until its standard input ends.
+answered and for half a minute, prints how many and the seconds that took, and keeps them until its
+standard input ends.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import time
 
 PATIENCE = 5.0  # seconds for an answer
+LIMIT = 30.0  # seconds for all of them
 
 
 def serve(address: str, port: int) -> None:
@@ -40,7 +42,7 @@ def hold(address: str, port: int, count: int) -> None:
     held: list[socket.socket] = []
     started = time.monotonic()
     try:
-        while len(held) < count:
+        while len(held) < count and time.monotonic() - started < LIMIT:
             sock = socket.create_connection((address, port), timeout=PATIENCE)
             sock.send(b"x")
             if sock.recv(1) != b"y":
