@@ -53,9 +53,10 @@ def preload(config: Config) -> None:
     """Import what assembly will need for ``config``, at a time when there is a wait anyway."""
     if config.splice_only:
         return
-    if config.dhcp:
+    later = config.follow and not config.config_net
+    if config.dhcp or later:
         import passt.userspace.services.dhcp
-    if config.dhcpv6:
+    if config.dhcpv6 or later:
         import passt.userspace.services.dhcpv6
     if config.v4.scope or config.v6.scope:
         import passt.kernel.netlink.neighbours

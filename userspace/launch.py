@@ -2,7 +2,9 @@
 
 It goes on where :class:`passt.userspace.startup.Startup` ended, in the same manner::
 
+    who will follow the host      prepare_following
     tap, addresses, routes        finish_network
+    its process                   follow_host
     ports in the namespace        open_namespace_ports
     loop, link, translators       assemble
     namespaces, empty root        isolate        nothing is opened by path after this
@@ -37,6 +39,9 @@ from passt.userspace.startup import tell
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from types import ModuleType
+
+    from passt.kernel.follow.start import Follower
     from passt.kernel.netlink.worker import Tap
     from passt.kernel.nswatch import NamespaceWatch
     from passt.userspace.startup import Startup
@@ -55,10 +60,17 @@ class Launch:
         self._command_ended = False
         #: The guest's IPv6 link-local address, if it is known.
         self.guest_link_local: bytes | None = None
+        #: What it takes to follow the host's network, if that is wanted, and who does.
+        self.following: ModuleType | None = None
+        self.follower: Follower | None = None
+        #: File that tells what was made in the namespace, for the follower.
+        self.record = -1
 
     def run(self) -> None:
         """Go through all steps but the last."""
+        self.prepare_following()
         tap = self.finish_network()
+        self.follow_host(tap)
         self.open_namespace_ports()
         self.assemble(tap)
         self.isolate()
@@ -66,6 +78,13 @@ class Launch:
         self.enter_namespace()
         self.settle()
         self.drop()
+
+    def prepare_following(self) -> None:
+        """Load what it takes to follow the host's network, while the netlink process works."""
+        if self.start.config.follow:
+            from passt.userspace import following
+
+            self.following = following
 
     def finish_network(self) -> Tap | None:
         """Wait for the tap, if there is to be one, and see what the namespace was given."""
@@ -78,7 +97,20 @@ class Launch:
             self.start.config.v4.enabled = configured.ipv4
             self.start.config.v6.enabled = configured.ipv6
             self.guest_link_local = configured.link_local
+            self.record = configured.record
         return tap
+
+    def follow_host(self, tap: Tap | None) -> None:
+        """Fork the process that follows the host's network, if that is wanted."""
+        if self.following is None or tap is None:
+            return
+        start = self.start
+        try:
+            self.follower = self.following.start(
+                start.options, start.config, start.netns, tap.ifindex, self.record, start.null
+            )
+        except OSError as error:
+            raise SetupError(f"Couldn't follow the host's network: {reason(error)}") from None
 
     def open_namespace_ports(self) -> None:
         """Open what rules want in the namespace; then the netlink process has done its work."""
@@ -108,6 +140,14 @@ class Launch:
             engine.nat.observed_ll = self.guest_link_local
             if self.start.watch is not None:
                 self._attach_watch(self.start.watch)
+            if self.following is not None and self.follower is not None:
+                self.following.Following(
+                    self.start.options,
+                    engine,
+                    self.start.forwarder,
+                    self.start.resolvers,
+                    self.follower,
+                )
         except OSError as error:
             raise SetupError(f"Failed to set up event loop: {reason(error)}") from None
         if self.start.config.config_net and engine.stack is not None:
@@ -203,6 +243,8 @@ class Launch:
             self._reap()
         if self.start.readiness is not None:
             self.start.readiness.announce()
+        if self.follower is not None:
+            self.follower.proceed()
         status = self.engine.loop.run()
         if self._command_ended and not self.start.options.no_pidns:
             # It was the first process of its PID namespace, so the others have ended, too.

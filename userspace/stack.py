@@ -194,6 +194,10 @@ class Stack:
         """Ask the guest for its link-layer address, once the link can carry frames."""
         self._services.announce()
 
+    def renew(self, former4: bytes | None) -> None:
+        """The configuration changed: see :meth:`Services.renew`."""
+        self._services.renew(former4)
+
     def _learn(self, mac: bytes) -> None:
         """The guest uses another link-layer address than before.
 

@@ -31,12 +31,12 @@ from passt.kernel import capabilities, identity, userns
 from passt.kernel.command import Command
 from passt.kernel.daemon import PidFile
 from passt.kernel.errors import SetupError, reason
-from passt.kernel.netlink.worker import FamilyPlan, WorkerError
+from passt.kernel.netlink.worker import WorkerError
 from passt.kernel.spawn import spawn
 from passt.userspace import log
 from passt.userspace.config.errors import UsageError
 from passt.userspace.config.model import ACCEL_EBPF
-from passt.userspace.config.resolve import read_resolv_conf, resolve
+from passt.userspace.config.resolve import plan_of, read_resolv_conf, resolve
 from passt.userspace.flow.rules import HOST
 from passt.userspace.forward.forwarder import Forwarder
 from passt.userspace.forward.sockets import Here
@@ -52,8 +52,9 @@ if TYPE_CHECKING:
     from passt.kernel.spawn import Child
     from passt.kernel.target import Entry
     from passt.syscalls import bare_socket as socket
-    from passt.userspace.config.model import Config, Family
+    from passt.userspace.config.model import Config
     from passt.userspace.config.options import Options, Target
+    from passt.userspace.config.resolvconf import ResolvConf
     from passt.userspace.config.resolve import HostNetwork
     from passt.userspace.forward.gates import Gates
 
@@ -87,6 +88,8 @@ class Startup:
         self.readiness: Readiness | None = None
         #: Waits for the tap and what the namespace was given.
         self.network: Callable[[], tuple[Tap | None, Configured | None]]
+        #: What the host's resolv.conf said.
+        self.resolvers: ResolvConf
 
     def run(self) -> int:
         """Go through all steps and the loop; returns the exit status."""
@@ -134,7 +137,8 @@ class Startup:
             log.warn(warning)
         versions, template = self.host()
         tell(template.notes)
-        self.config = resolve(options, versions, template, read_resolv_conf(options))
+        self.resolvers = read_resolv_conf(options)
+        self.config = resolve(options, versions, template, self.resolvers)
         if not self.config.splice_only:
             from passt.userspace.config.summary import warn_mtu
 
@@ -220,10 +224,14 @@ class Startup:
         """Become who we will be, in the user namespace we will be in."""
         if self.identity.uid != os.geteuid():
             # Whoever we become may not read what is not imported yet.
-            import passt.userspace.launch  # noqa: F401
+            import passt.userspace.launch
             from passt.userspace.engine import preload
 
             preload(self.config)
+
+            if self.config.follow:
+                import passt.kernel.follow.helper
+                import passt.userspace.following  # noqa: F401
         identity.drop_groups()
         if self.target.new_userns:
             self.userns, warning = userns.create(self.identity.uid, self.identity.gid)
@@ -257,29 +265,15 @@ class Startup:
             print_summary(config)
         plans = None
         if config.config_net and not config.splice_only:
-            plans = config.mtu, _plan(config.v4), _plan(config.v6)
+            plans = config.mtu, plan_of(config.v4), plan_of(config.v6)
         self.network = self.worker.begin_network(
             self.userns if self.userns >= 0 else None,
             self.netns,
             None if config.splice_only else config.ns_ifname,
             None if config.splice_only else self.options.ns_mac_addr,
             plans,
+            record=config.follow,
         )
-
-
-def _plan(family: Family) -> FamilyPlan | None:
-    """What the namespace gets of one IP version."""
-    if not family.enabled:
-        return None
-    return FamilyPlan(
-        family.addr,
-        family.prefix_len,
-        family.gateway,
-        local=family.local,
-        copy_addresses=family.copy_addrs,
-        copy_routes=family.copy_routes,
-        more=family.more,
-    )
 
 
 def tell(notes: list[tuple[str, str]]) -> None:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from passt.kernel.netlink.records import Address
     from passt.kernel.netlink.route_socket import RouteSocket
     from passt.kernel.netlink.template import Note, Source
+    from passt.kernel.netlink.worker import FamilyPlan
 
 _NAMES = {uapi.AF_INET: "IPv4", uapi.AF_INET6: "IPv6"}
 _UNSUPPORTED = (EACCES, EAFNOSUPPORT, EOPNOTSUPP)
@@ -54,7 +55,8 @@ class Plan:
 
     `local`: local mode, addresses are of our own making.  `source`: where to copy from, None if
     there is nothing.  `address`, `gateway`: packed or None, used for what is not copied, and so
-    is `more`, further addresses with their prefix lengths.
+    is `more`, further addresses with their prefix lengths.  `made_addresses`, `made_routes`:
+    bodies of the requests that made something.
     """
 
     __slots__ = (
@@ -64,6 +66,8 @@ class Plan:
         "family",
         "gateway",
         "local",
+        "made_addresses",
+        "made_routes",
         "more",
         "prefix_len",
         "source",
@@ -90,6 +94,8 @@ class Plan:
         self.prefix_len = prefix_len
         self.gateway = gateway
         self.more = more
+        self.made_addresses: list[bytes] = []
+        self.made_routes: list[bytes] = []
 
 
 def loopback_up(sock: RouteSocket) -> None:
@@ -172,7 +178,7 @@ def _carry_out(sock: RouteSocket, index: int, plan: Plan, notes: list[Note]) -> 
         raise _explain(e, f"Couldn't set {name} address(es) in namespace") from None
     try:
         if plan.copy_routes and plan.source is not None:
-            left_out = _copy_routes(sock, index, plan.family, plan.source)
+            left_out = _copy_routes(sock, index, plan, plan.source)
             if left_out:
                 notes.append((DEBUG, f"{left_out} {name} route(s) without way to gateway left out"))
         else:
@@ -203,11 +209,12 @@ def _set_addresses(sock: RouteSocket, index: int, plan: Plan) -> None:
     for error in sock.batch(uapi.RTM_NEWADDR, _ADD, bodies):
         if error is not None and error.errno != EEXIST:
             raise error
+    plan.made_addresses = bodies
 
 
-def _copy_routes(sock: RouteSocket, index: int, family: int, source: Source) -> int:
+def _copy_routes(sock: RouteSocket, index: int, plan: Plan, source: Source) -> int:
     """Create the host's routes here; returns how many found no way to their gateway."""
-    made = {connected_key(body) for body in read_routes(sock, family, index)} - {None}
+    made = {connected_key(body) for body in read_routes(sock, plan.family, index)} - {None}
     pending = []
     for body in source.routes:
         if made and connected_key(body) in made:
@@ -220,11 +227,12 @@ def _copy_routes(sock: RouteSocket, index: int, family: int, source: Source) -> 
         for body, error in zip(
             pending, sock.batch(uapi.RTM_NEWROUTE, _ADD_ROUTE, pending), strict=True
         ):
-            if error is None or error.errno == EEXIST:
-                continue
-            if error.errno not in _NO_WAY_YET:
+            if error is None:
+                plan.made_routes.append(body)
+            elif error.errno in _NO_WAY_YET:
+                again.append(body)
+            elif error.errno != EEXIST:
                 raise error
-            again.append(body)
         if len(again) == len(pending):
             break
         pending = again
@@ -236,14 +244,16 @@ def _set_default_route(sock: RouteSocket, index: int, plan: Plan) -> None:
     if gateway is None and not (plan.source and plan.source.has_default):
         return
     # In local mode the gateway is ours to invent, so it may lie outside the given subnet.
-    onlink = plan.local and gateway is not None and not _reachable(gateway, plan)
+    onlink = plan.local and gateway is not None and not reachable(gateway, plan)
     body = messages.default_route(plan.family, index, gateway, onlink)
     error = sock.batch(uapi.RTM_NEWROUTE, _ADD_ROUTE, [body])[0]
-    if error is not None and error.errno != EEXIST:
+    if error is None:
+        plan.made_routes.append(body)
+    elif error.errno != EEXIST:
         raise error
 
 
-def _reachable(gateway: bytes, plan: Plan) -> bool:
+def reachable(gateway: bytes, plan: Plan | FamilyPlan) -> bool:
     """Whether the gateway is on the subnet of an address of the plan, or IPv6 link-local."""
     if is_link_local(gateway):
         return True

@@ -90,8 +90,8 @@ class NeighbourSocket:
     __slots__ = ("_changes", "_indices", "_questions", "_sequence")
 
     def __init__(self, index4: int, index6: int) -> None:
-        found = {socket.AF_INET: index4, socket.AF_INET6: index6}
-        self._indices = {family: index for family, index in found.items() if index}
+        self._indices: dict[int, int] = {}
+        self.retarget(index4, index6)
         self._sequence = 0
         self._changes = _open(_GROUP, tuple(self._indices.values()))
         try:
@@ -99,6 +99,11 @@ class NeighbourSocket:
         except OSError:
             self._changes.close()
             raise
+
+    def retarget(self, index4: int, index6: int) -> None:
+        """Ask about other interfaces; changes are told of the first ones only, if at all."""
+        found = {socket.AF_INET: index4, socket.AF_INET6: index6}
+        self._indices = {family: index for family, index in found.items() if index}
 
     def fileno(self) -> int:
         """Descriptor that is readable when something has changed."""

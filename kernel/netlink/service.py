@@ -18,6 +18,7 @@ Source: prctl(2) PR_SET_PDEATHSIG, setns(2).
 from __future__ import annotations
 
 import gc
+import marshal
 import os
 import select
 from errno import EINVAL
@@ -149,15 +150,26 @@ class _Calls:
         return self._mac()
 
     def configure(
-        self, mtu: int, *plans: tuple[Any, ...]
+        self, mtu: int, record: bool, *plans: tuple[Any, ...]
     ) -> tuple[list[int], bytes | None, list[Note]]:
-        """Families in force, link-local address, notes."""
+        """Families in force, link-local address, notes.
+
+        With `record` a file comes along that tells what was made: family, bodies of addresses
+        and of routes, for each plan.  There may be more of them than a message holds.
+        """
         netlink = self._inside()
         complete = []
         for family, local, *rest in plans:
             source = None if local else self._sources.get(family)
             complete.append(namespace.Plan(family, local, source, *rest))
-        return namespace.configure(netlink, self._index, mtu, complete)
+        result = namespace.configure(netlink, self._index, mtu, complete)
+        if record:
+            made = [(plan.family, plan.made_addresses, plan.made_routes) for plan in complete]
+            fd = os.memfd_create("made")
+            self.returned.append(fd)
+            with open(fd, "wb", closefd=False) as file:
+                marshal.dump(made, file)
+        return result
 
     def sockets(self, *specs: PlainSpec) -> list[int]:
         """Make sockets in the namespace; errno or 0 for each."""

@@ -152,7 +152,7 @@ def _find(sock: RouteSocket, family: int, index: int) -> tuple[Source | None, li
     routes = read_routes(sock, family)
     addresses = read_addresses(sock, family, index) if index else []
     notes: list[Note] = []
-    if not _has_default(routes, index):
+    if not has_default(routes, index):
         # Rare, and what it takes is not loaded otherwise.
         from passt.kernel.netlink.policy import default_routes
 
@@ -173,7 +173,7 @@ def _find(sock: RouteSocket, family: int, index: int) -> tuple[Source | None, li
     return Source(index, name, routes, addresses), notes
 
 
-def _has_default(routes: Sequence[bytes], index: int) -> bool:
+def has_default(routes: Sequence[bytes], index: int) -> bool:
     """Whether there is a default route through interface `index`, for 0 through any."""
     defaults = [body for body in routes if body[ROUTE_DST_LEN] == 0]
     if index:

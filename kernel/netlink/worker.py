@@ -155,17 +155,27 @@ class FamilyPlan:
 
 
 class Configured:
-    """What came of it: IP versions in force, the tap's link-local address (packed), notes."""
+    """What came of it: IP versions in force, the tap's link-local address (packed), notes.
 
-    __slots__ = ("ipv4", "ipv6", "link_local", "notes")
+    `record`: descriptor of a file that tells what was made, the caller's to close; −1 if none
+    was asked for.
+    """
+
+    __slots__ = ("ipv4", "ipv6", "link_local", "notes", "record")
 
     def __init__(
-        self, ipv4: bool, ipv6: bool, link_local: bytes | None, notes: list[tuple[str, str]]
+        self,
+        ipv4: bool,
+        ipv6: bool,
+        link_local: bytes | None,
+        notes: list[tuple[str, str]],
+        record: int = -1,
     ) -> None:
         self.ipv4 = ipv4
         self.ipv6 = ipv6
         self.link_local = link_local
         self.notes = notes
+        self.record = record
 
 
 class Worker:
@@ -258,14 +268,16 @@ class Worker:
         now, _ = self._call("set_mac", mac)
         return bytes(now)
 
-    def configure(self, mtu: int, ipv4: FamilyPlan | None, ipv6: FamilyPlan | None) -> Configured:
+    def configure(
+        self, mtu: int, ipv4: FamilyPlan | None, ipv6: FamilyPlan | None, *, record: bool = False
+    ) -> Configured:
         """Set the MTU in bytes (0: leave it), bring the tap up, set addresses and routes.
 
         A plan of None leaves that IP version alone.  A version that the namespace's kernel
         refuses altogether is reported as not in force.  WorkerError: `Couldn't set IPv4
         address(es) in namespace: …`, `Couldn't set IPv4 route(s) in guest: …`, or IPv6.
         """
-        self._send_configure(mtu, ipv4, ipv6)
+        self._send_configure(mtu, ipv4, ipv6, record)
         return self._receive_configured()
 
     def begin_network(
@@ -275,17 +287,20 @@ class Worker:
         tap: str | None,
         mac: bytes | None,
         plans: tuple[int, FamilyPlan | None, FamilyPlan | None] | None,
+        *,
+        record: bool = False,
     ) -> Callable[[], tuple[Tap | None, Configured | None]]:
         """Begin `enter`, `loopback_up`, `set_mac` unless `mac` is None, `configure` unless so.
 
-        `plans`: arguments of `configure`.  WorkerError, of the function returned, as those.
+        `plans`, `record`: arguments of `configure`.  WorkerError, of the function returned, as
+        those.
         """
         self._send_enter(user_fd, net_fd, tap)
         self._send("loopback_up")
         if mac is not None:
             self._send("set_mac", mac)
         if plans is not None:
-            self._send_configure(*plans)
+            self._send_configure(*plans, record)
 
         def wait() -> tuple[Tap | None, Configured | None]:
             made = self._receive_tap()
@@ -304,7 +319,9 @@ class Worker:
         made, returned = self._receive()
         return None if made is None else Tap(returned[0], *made)
 
-    def _send_configure(self, mtu: int, ipv4: FamilyPlan | None, ipv6: FamilyPlan | None) -> None:
+    def _send_configure(
+        self, mtu: int, ipv4: FamilyPlan | None, ipv6: FamilyPlan | None, record: bool
+    ) -> None:
         plans = [
             (
                 family,
@@ -319,11 +336,11 @@ class Worker:
             for family, plan in ((_IPV4, ipv4), (_IPV6, ipv6))
             if plan is not None
         ]
-        self._send("configure", mtu, *plans)
+        self._send("configure", mtu, record, *plans)
 
     def _receive_configured(self) -> Configured:
-        (families, link_local, notes), _ = self._receive()
-        return Configured(_IPV4 in families, _IPV6 in families, link_local, notes)
+        (families, link_local, notes), fds = self._receive()
+        return Configured(_IPV4 in families, _IPV6 in families, link_local, notes, *fds)
 
     def sockets(self, specs: Sequence[SocketSpec]) -> list[socket.socket | OSError]:
         """Make sockets in the namespace entered: one for each specification, or its error.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 
+from passt.kernel.seccomp.follower import FOLLOWER, FOLLOWING
 from passt.kernel.seccomp.groups import ACCELERATION, lookup
 from passt.kernel.seccomp.profile import PROFILES, calls_on
 from passt.syscalls.seccomp import MACHINES
@@ -46,6 +47,14 @@ syscall=N`). The spawned command is not concerned: it was forked earlier.
 * More of the kernel: no bpf but for elements of maps that are open, and that with acceleration
   only; no io_uring, keyctl, userfaultfd, perf_event_open, mount, unshare, setns, no new netlink,
   packet or unix sockets, no ioctl but four harmless requests.
+
+## The process that follows the host's network
+
+With `--follow`, which `--config-net` implies, there is a second process, to which nothing that a
+guest or a peer sends ever gets. It has a list of its own, {follower}: that of the group
+*following* below and of the interpreter. It can open files for reading, but sees no others than
+those in the directories of the host's resolv.conf; and it has one capability, CAP_NET_ADMIN over
+the namespace.
 
 ## Cost
 
@@ -86,10 +95,16 @@ def document() -> str:
             f"{len(calls_on(machine, profile))} on {machine.name}" for machine in MACHINES.values()
         ]
         counts.append(f"{_and(numbers)} for {mode}")
-    parts = [_HEAD.format(counts="; ".join(counts), machines=_and(list(MACHINES)))]
+    follower = _and(
+        [f"{len(calls_on(machine, FOLLOWER))} on {machine.name}" for machine in MACHINES.values()]
+    )
+    machines = _and(list(MACHINES))
+    parts = [_HEAD.format(counts="; ".join(counts), machines=machines, follower=follower)]
     for mode, profile in PROFILES.items():
         parts.append(f"\n# {mode}\n")
         parts += [_section(group) for group in (*profile, lookup(0), ACCELERATION)]
+    parts.append("\n# The process that follows the host's network\n")
+    parts.append(_section(FOLLOWING))
     return "".join(parts)
 
 

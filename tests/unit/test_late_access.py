@@ -18,6 +18,7 @@ TREE = Path(__file__).parents[2]
 
 #: Functions that import.
 IMPORTS = {
+    "kernel.follow.start:_run": "the process that follows the host, before its own sandbox",
     "kernel.identity:nobody": "choosing an identity",
     "kernel.interpreter:start_anew_without_compiler": "the very first step",
     "kernel.netlink.worker:_run": "the netlink process, which ends during start-up",
@@ -31,6 +32,7 @@ IMPORTS = {
     "userspace.engine:_neighbours": "assembly",
     "userspace.services.services:__init__": "assembly",
     "userspace.splice.tcp:__init__": "assembly",
+    "userspace.launch:prepare_following": "start-up",
     "userspace.startup:_open_namespaces": "opened with the caller's identity",
     "userspace.startup:_watch": "opened with the caller's identity",
     "userspace.startup:begin_network": "start-up",
@@ -94,7 +96,7 @@ LOADED = """
 import sys
 import passt.userspace.launch, passt.userspace.cli.main, passt.userspace.logfile
 import passt.userspace.control.server, passt.userspace.control.path
-import passt.userspace.config.summary, passt.kernel.target
+import passt.userspace.config.summary, passt.kernel.target, passt.userspace.following
 import passt.kernel.netlink.neighbours, passt.userspace.services.neighbours
 import passt.userspace.multicast.sockets, passt.userspace.multicast.translator
 print(*sorted(name for name in sys.modules if name.startswith("passt.")))

@@ -193,7 +193,11 @@ class Source:
         self.changed: list[tuple[bytes, bytes, bool]] | None = []
         self.failure: OSError | None = None
         self.read = 0
+        self.indices = (0, 0)
         self.readable, self.waker = os.pipe()
+
+    def retarget(self, index4: int, index6: int) -> None:
+        self.indices = (index4, index6)
 
     def fileno(self) -> int:
         return self.readable
@@ -250,6 +254,19 @@ def test_macs() -> None:
         assert mac_for(addr) == OUR_MAC
     world.change((HOST4, OTHER, True), (HOST6, b"", False))
     assert (mac_for(HOST4), mac_for(HOST6)) == (OTHER, OUR_MAC)
+
+
+def test_another_template() -> None:
+    """What was there is forgotten, and what is there now read; new addresses stand for the host."""
+    world = World(None, (HOST4, MAC), (HOST6, OTHER))
+    v4, v6 = world.config.v4, world.config.v6
+    v4.ifindex, v6.enabled = 9, False
+    v4.map_host_loopback = v4.gateway = HOST4
+    world.source.now = [(HOST4, OTHER, True), (GATEWAY4, MAC, True)]
+    world.table.renew()
+    assert world.source.indices == (9, 0)
+    mac_for = world.table.mac_for
+    assert (mac_for(GATEWAY4), mac_for(HOST4), mac_for(HOST6)) == (MAC, OUR_MAC, OUR_MAC)
 
 
 def test_macs_beyond_a_gateway_that_is_itself() -> None:

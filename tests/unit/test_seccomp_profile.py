@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 
 import pytest
 
 from passt.kernel.seccomp import document, groups
+from passt.kernel.seccomp.follower import FOLLOWER
 from passt.kernel.seccomp.profile import PROFILES, calls_on, listing, profile, program
 from passt.syscalls import seccomp
 from passt.syscalls.numbers import NUMBERS
@@ -79,6 +81,7 @@ def test_every_number_is_of_a_call_on_a_list() -> None:
         for group in profile(mode, 3, accelerated=True)
         for call in group.calls
     }
+    listed |= {call.name for group in FOLLOWER for call in group.calls}
     assert listed == set(NUMBERS)
 
 
@@ -201,6 +204,29 @@ def test_acceleration_adds_elements_of_maps_and_options(machine: Machine) -> Non
     assert accelerated("setsockopt", 5, socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP) == ALLOW
     for option, wanted in ((socket.SO_LINGER, ALLOW), (26, KILL_PROCESS), (36, KILL_PROCESS)):
         assert accelerated("setsockopt", 5, level, option) == wanted
+
+
+FOLLOWERS = {"openat", "inotify_add_watch"}
+
+
+@EVERYWHERE
+def test_follower_reads_files_and_that_is_all(machine: Machine) -> None:
+    """Of what the program itself never does it may do two things, one of them within limits."""
+    names = {call.name for group in FOLLOWER for call in group.calls}
+    assert names & NEVER == FOLLOWERS
+    assert not names & {"socket", "connect", "bind", "write", "recvmsg", "ioctl", "setsockopt"}
+    code = program(machine, FOLLOWER)
+    number = NUMBERS["openat"][machine.column]
+    assert number is not None
+    here, read_only, directory = 0xFFFFFF9C, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, 3
+    assert run(code, machine, number, (here, 0, read_only)) == ALLOW
+    assert run(code, machine, number, (here | 1 << 63, 0, read_only)) == ALLOW
+    assert run(code, machine, number, (directory, 0, read_only)) == KILL_PROCESS
+    for flags in (os.O_WRONLY, os.O_RDWR, os.O_CREAT, os.O_TRUNC, os.O_PATH, os.O_TMPFILE):
+        assert run(code, machine, number, (here, 0, flags)) == KILL_PROCESS
+    for call, column in NUMBERS.items():
+        if call not in names and column[machine.column] is not None:
+            assert run(code, machine, column[machine.column] or 0, None) == KILL_PROCESS
 
 
 def test_committed_page_is_up_to_date() -> None:

@@ -95,7 +95,7 @@ def test_neighbour_advertisement() -> None:
 
 def test_router_advertisement() -> None:
     mtu = ndp.option(ndp.MTU, ndp.mtu_body(65520))
-    message = sent(ndp.router_advertisement(MAC, GUEST, mtu))[ICMPv6ND_RA]
+    message = sent(ndp.router_advertisement(MAC, [GUEST[:8]], mtu))[ICMPv6ND_RA]
     assert (message.chlim, message.M, message.O, message.prf) == (255, 1, 0, 0)
     assert (message.routerlifetime, message.reachabletime, message.retranstimer) == (65535, 0, 0)
     prefix = message[ICMPv6NDOptPrefixInfo]
@@ -112,7 +112,14 @@ def test_router_advertisement() -> None:
     assert [bytes(message)[at] for at in (16, 48, 56)] == [3, 1, 5]
 
 
+def test_router_advertisement_that_ends() -> None:
+    message = sent(ndp.router_advertisement(MAC, [GUEST[:8]], b"", ending=True))[ICMPv6ND_RA]
+    prefix = message[ICMPv6NDOptPrefixInfo]
+    lifetimes = (message.routerlifetime, prefix.validlifetime, prefix.preferredlifetime)
+    assert lifetimes == (0, 0, 0)
+
+
 def test_router_advertisement_without_prefix_and_options() -> None:
-    message = sent(ndp.router_advertisement(MAC, None, b""))[ICMPv6ND_RA]
+    message = sent(ndp.router_advertisement(MAC, [], b""))[ICMPv6ND_RA]
     assert len(message) == 16 + 8
     assert message[ICMPv6NDOptSrcLLAddr].lladdr == "9a:55:9a:55:9a:55"

@@ -636,6 +636,7 @@ TABLE: tuple[Option, ...] = (
             "outbound-if6",
             "ns-ifname",
             "ns-mac-addr",
+            "follow",
             "dhcp-opt",
             "dhcpv6-opt",
             "ra-opt",
@@ -772,6 +773,33 @@ TABLE: tuple[Option, ...] = (
         details="The addresses and routes of the host's interface are copied. With "
         "`--address` or `--gateway`, that address or a default route is set instead, for the "
         "IP version concerned.",
+    ),
+    Option(
+        "follow",
+        "",
+        "",
+        flag("follow"),
+        modes=PASTA_ONLY,
+        cancels=("no_follow",),
+        default="with --config-net",
+        help="Follow changes of the host's network",
+        details="When addresses, routes or the default interface of the host change, the namespace "
+        "gets what it would get if it was started then, and is told of new resolvers. Connections "
+        "go on if the addresses at both of their ends still exist, and are reset otherwise. What "
+        "options set stays as it is. Without `--config-net` nothing is changed in the namespace "
+        "itself: it learns of changes by Router Advertisements, at once, and by DHCP, whose leases "
+        "last five minutes then. A process of its own, with no other privileges than for the "
+        "namespace's network, does this. Cancels an earlier `--no-follow`.",
+    ),
+    Option(
+        "no-follow",
+        "",
+        "",
+        flag("no_follow"),
+        modes=PASTA_ONLY,
+        cancels=("follow",),
+        help="Keep to the host's network as it was at start",
+        details="Cancels an earlier `--follow`.",
     ),
     Option(
         "no-copy-routes",

@@ -38,7 +38,7 @@ def needs_file(options: Options) -> bool:
 
 
 def settle(config: Config, options: Options, file: ResolvConf) -> None:
-    """Fill in resolvers, match addresses and search list of ``config``; warn of what is missing.
+    """Fill in resolvers, match addresses and search list of ``config``.
 
     ``file`` is empty if it was not needed.
     """
@@ -58,7 +58,6 @@ def settle(config: Config, options: Options, file: ResolvConf) -> None:
             length = 4 if version == 4 else 16
             _from_file(family, [addr for addr in file.nameservers if len(addr) == length])
     config.search = _usable(file.search if options.search is None else options.search)
-    _warn(config, options)
 
 
 def _open_versions(options: Options) -> list[int]:
@@ -93,10 +92,10 @@ def _usable(search: list[str]) -> list[str]:
     return usable
 
 
-def _warn(config: Config, options: Options) -> None:
+def warn(config: Config, options: Options) -> None:
     """Tell what the guest will have to do without."""
     families = [family for family in (config.v4, config.v6) if family.enabled]
-    if options.no_dns:
+    if options.no_dns or options.splice_only:
         return
     if not any(family.dns for family in families):
         log.warn("Couldn't get any nameserver address")

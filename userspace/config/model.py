@@ -2,8 +2,9 @@
 
 :mod:`passt.userspace.config.parse` turns words into options; start-up combines these with
 what it learned of the host into one :class:`Config`.  From then on nothing here changes,
-except ``observed`` addresses and the guest's MAC, which live in
-:class:`passt.userspace.flow.nat.Nat` and in the link.
+but for :data:`DERIVED` values and resolvers where the host's network is followed.  What is
+*observed*, addresses and the guest's MAC, lives in :class:`passt.userspace.flow.nat.Nat` and in
+the link.
 
 Addresses are packed ``bytes`` in network order, 4 for IPv4 and 16 for IPv6; MACs are 6.
 """
@@ -20,6 +21,7 @@ __all__ = [
     "DEFAULT_MAC",
     "DEFAULT_MAX_MEMORY",
     "DEFAULT_MTU",
+    "DERIVED",
     "IPPROTO_TCP",
     "IPPROTO_UDP",
     "MAX_MTU",
@@ -36,6 +38,21 @@ MAX_MTU = 65521
 DEFAULT_MTU = 65520
 
 DEFAULT_MAX_MEMORY = 512 << 20
+
+#: Attributes of :class:`Family` that follow from the host's network, and change with it.
+DERIVED = (
+    "addr",
+    "copy_addrs",
+    "copy_routes",
+    "gateway",
+    "ifindex",
+    "ifname",
+    "local",
+    "map_host_loopback",
+    "our_ll",
+    "own",
+    "prefix_len",
+)
 
 #: Ways to forward connections between loopback interfaces.
 ACCEL_SPLICE, ACCEL_EBPF = "splice", "ebpf"
@@ -143,6 +160,7 @@ class Config:
         "dhcp_search",
         "dhcpv6",
         "dhcpv6_opts",
+        "follow",
         "foreground",
         "fqdn",
         "freebind",
@@ -206,6 +224,8 @@ class Config:
         self.dhcpv6_opts: dict[int, bytes | None] = {}
         self.ra_opts: dict[int, bytes | None] = {}
         self.config_net = False
+        #: What is derived from the host's network follows it, see passt.userspace.following.
+        self.follow = False
         self.foreground = False
         self.debug = False
         self.quiet = False

@@ -96,6 +96,7 @@ class Options:
         "dns_host_v6",
         "dns_v4",
         "dns_v6",
+        "follow",
         "foreground",
         "fqdn",
         "freebind",
@@ -128,6 +129,7 @@ class Options:
         "no_dhcp_search",
         "no_dhcpv6",
         "no_dns",
+        "no_follow",
         "no_icmp",
         "no_map_gw",
         "no_multicast",
@@ -273,11 +275,18 @@ class Options:
         self.no_netns_quit = False
         self.no_pidns = False
         self.config_net = False
+        self.follow = False
+        self.no_follow = False
         self.no_copy_routes = False
         self.no_copy_addrs = False
         self.ns_mac_addr: bytes | None = None
         #: Set in pasta mode once parsing is over.
         self.target: Target | None = None
+
+    @property
+    def follows(self) -> bool:
+        """Whether changes of the host's network are followed."""
+        return (self.follow or self.config_net) and not (self.no_follow or self.splice_only)
 
     @property
     def show_summary(self) -> bool:

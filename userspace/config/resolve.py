@@ -16,7 +16,7 @@ pasta(1): --address, --gateway, --map-host-loopback, --ns-ifname.
 
 from __future__ import annotations
 
-from passt.kernel.netlink.worker import TemplateInfo
+from passt.kernel.netlink.worker import FamilyPlan, TemplateInfo
 from passt.syscalls import bare_socket as socket
 from passt.userspace.config import dns, resolvconf
 from passt.userspace.config.errors import UsageError
@@ -82,7 +82,7 @@ def begin_template(options: Options, worker: Worker) -> HostNetwork:
         ipv6=v6,
         has_address4=options.address_v4 is not None,
         has_address6=options.address_v6 is not None,
-        has_link_local=options.gateway_v6 is not None and _is_link_local(options.gateway_v6),
+        has_link_local=is_link_local(options.gateway_v6),
     )
     return lambda: (versions, wait())
 
@@ -114,11 +114,10 @@ def resolve(
     """
     config = Config(options.mode)
     for family, found in ((config.v4, template.ipv4), (config.v6, template.ipv6)):
-        _resolve_family(family, options, found)
-        family.own = _own_addresses(family, found if options.config_net else None)
-    if config.v6.local:
-        # Most networks without IPv6 have link-local addresses.
-        config.v6.other_index = config.v4.ifindex
+        resolve_family(family, options, found)
+        if family.outbound_if:
+            family.outbound_index = _index(family.outbound_if)
+    settle_scope(config)
     config.v4.enabled, config.v6.enabled = versions
     config.ns_ifname = options.ns_ifname or config.v4.ifname or config.v6.ifname or _DEFAULT_IFNAME
     config.mtu = options.mtu
@@ -129,15 +128,15 @@ def resolve(
     config.multicast = not options.no_multicast
     config.ndp = not options.no_ndp
     config.ra = not (options.no_ndp or options.no_ra or options.config_net)
-    config.dhcp = config.v4.enabled and not options.no_dhcp and config.v4.gateway is not None
-    # An address that is learned from the guest later on is none that we could assign.
-    config.dhcpv6 = config.v6.enabled and not options.no_dhcpv6 and config.v6.addr is not None
+    config.follow = options.follows
+    settle_servers(config, options)
     config.hostname = options.hostname
     config.fqdn = options.fqdn
     config.dhcp_opts = options.dhcp_opts
     config.dhcpv6_opts = options.dhcpv6_opts
     config.ra_opts = options.ra_opts
     dns.settle(config, options, resolvers)
+    dns.warn(config, options)
     config.config_net = options.config_net
     config.foreground = options.foreground
     config.debug = options.debug
@@ -160,6 +159,19 @@ def resolve(
     return config
 
 
+def settle_scope(config: Config) -> None:
+    """Choose the interface whose link-local neighbours are meant where IPv6 has no template."""
+    # Most networks without IPv6 have link-local addresses.
+    config.v6.other_index = config.v4.ifindex if config.v6.local else 0
+
+
+def settle_servers(config: Config, options: Options) -> None:
+    """Decide which of DHCP and DHCPv6 have something to tell."""
+    config.dhcp = config.v4.enabled and not options.no_dhcp and config.v4.gateway is not None
+    # An address that is learned from the guest later on is none that we could assign.
+    config.dhcpv6 = config.v6.enabled and not options.no_dhcpv6 and config.v6.addr is not None
+
+
 def _has_ipv6() -> bool:
     try:
         socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close()
@@ -168,7 +180,7 @@ def _has_ipv6() -> bool:
     return True
 
 
-def _resolve_family(family: Family, options: Options, template: FamilyTemplate | None) -> None:
+def resolve_family(family: Family, options: Options, template: FamilyTemplate | None) -> None:
     """Settle everything of one version; ``template`` is None in local mode."""
     version = family.version
     addr: bytes | None = getattr(options, f"address_v{version}")
@@ -189,7 +201,7 @@ def _resolve_family(family: Family, options: Options, template: FamilyTemplate |
         family.prefix_len = prefix_len or (template.prefix_len if version == 4 else PREFIX6)
         own = template.link_local
     if version == 6:
-        if family.gateway is not None and _is_link_local(family.gateway):
+        if is_link_local(family.gateway):
             own = family.gateway
         family.our_ll = own or _LOCAL_GATEWAY[6]
     family.addr_fixed = addr is not None
@@ -199,8 +211,7 @@ def _resolve_family(family: Family, options: Options, template: FamilyTemplate |
     family.copy_routes = not (family.local or gateway or options.no_copy_routes)
     family.outbound_addr = getattr(options, f"outbound_v{version}")
     family.outbound_if = getattr(options, f"outbound_if{version}")
-    if family.outbound_if:
-        family.outbound_index = _index(family.outbound_if)
+    family.own = _own_addresses(family, template if options.config_net else None)
     family.map_guest_addr = getattr(options, f"map_guest_addr_v{version}")
     family.map_host_loopback = getattr(options, f"map_host_loopback_v{version}")
     if family.map_host_loopback is None and not options.no_map_gw:
@@ -225,5 +236,21 @@ def _index(name: str) -> int:
         return 0
 
 
-def _is_link_local(addr: bytes) -> bool:
-    return addr[0] == 0xFE and addr[1] & 0xC0 == 0x80
+def plan_of(family: Family) -> FamilyPlan | None:
+    """What the namespace gets of one IP version with ``--config-net``."""
+    if not family.enabled:
+        return None
+    return FamilyPlan(
+        family.addr,
+        family.prefix_len,
+        family.gateway,
+        local=family.local,
+        copy_addresses=family.copy_addrs,
+        copy_routes=family.copy_routes,
+        more=family.more,
+    )
+
+
+def is_link_local(addr: bytes | None) -> bool:
+    """Whether there is an address, and it is within fe80::/10."""
+    return addr is not None and addr[0] == 0xFE and addr[1] & 0xC0 == 0x80

@@ -27,7 +27,7 @@ from passt.syscalls import bare_socket as socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from passt.userspace.config.model import Config
 
@@ -103,11 +103,7 @@ class Nat:
         self._fixed4 = config.v4.addr_fixed
         self._fixed6 = config.v6.addr_fixed
         #: Addresses that are not the guest's, whoever sends from them.
-        self._foreign = {UNSPECIFIED4, UNSPECIFIED6, BROADCAST4}
-        for family in (config.v4, config.v6):
-            ours = {family.gateway, family.our_ll, family.map_host_loopback, family.map_guest_addr}
-            guests = family.own | {family.addr}
-            self._foreign |= {addr for addr in ours if addr is not None and addr not in guests}
+        self._foreign: set[bytes] = set()
         self.observed4: bytes | None = config.v4.addr
         self.observed6: bytes | None = config.v6.addr
         self.observed_ll: bytes | None = None
@@ -115,6 +111,24 @@ class Nat:
         #: The link-layer address of an address that the guest sees; ours, unless somebody knows
         #: the host's neighbours (:mod:`passt.userspace.services.neighbours`).
         self.mac_for: Callable[[bytes], bytes] = lambda _addr: our_mac
+        self.renew(())
+
+    def renew(self, withdrawn: Collection[bytes]) -> None:
+        """Take note that addresses of the configuration changed.
+
+        ``withdrawn`` are addresses that the guest does not have any more: what it was assigned
+        instead takes their place until it is observed elsewhere.
+        """
+        v4, v6 = self._v4, self._v6
+        self._foreign = {UNSPECIFIED4, UNSPECIFIED6, BROADCAST4}
+        for family in (v4, v6):
+            ours = {family.gateway, family.our_ll, family.map_host_loopback, family.map_guest_addr}
+            guests = family.own | {family.addr}
+            self._foreign |= {addr for addr in ours if addr is not None and addr not in guests}
+        if self.observed4 is None or self.observed4 in withdrawn:
+            self.observed4 = v4.addr
+        if self.observed6 is None or self.observed6 in withdrawn:
+            self.observed6 = v6.addr
 
     def observe4(self, source: bytes) -> None:
         """Take note of the IPv4 source of a frame from the guest (loopback never gets here)."""

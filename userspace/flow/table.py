@@ -33,6 +33,10 @@ from passt.kernel.queues import heappop, heappush
 from passt.userspace import log
 from passt.userspace.flow.budget import Budget
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Container
+
 #: Entries of all protocols together.
 MAX_FLOWS = 131071
 
@@ -85,6 +89,12 @@ class Flow:
     def give_up(self) -> None:
         """End the flow, which nobody has answered, in favour of another."""
         raise NotImplementedError
+
+    def strand(self, _lost: Container[bytes], _withdrawn: Container[bytes]) -> None:
+        """End the flow if it cannot go on: the host, or the guest, has lost these addresses.
+
+        One that has both ends on loopback interfaces always can.
+        """
 
     def __str__(self) -> str:
         return f"Flow {self.index} ({self.kind}): {self.describe()}"

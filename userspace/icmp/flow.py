@@ -5,10 +5,13 @@ from __future__ import annotations
 import struct
 
 from passt.userspace.flow.expiry import Expiring
-from passt.userspace.flow.nat import text
+from passt.userspace.flow.nat import text, unmap
+from passt.userspace.flow.sockname import packed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     from passt.syscalls import bare_socket as socket
     from passt.userspace.flow.sockname import SockName
     from passt.userspace.icmp.translator import Icmp
@@ -88,6 +91,11 @@ class EchoFlow(Expiring):
     def idle_since(self, when: float) -> bool:
         """Whether there was no request after ``when``."""
         return self.last <= when
+
+    def strand(self, lost: Container[bytes], withdrawn: Container[bytes]) -> None:
+        """End if one of the addresses is not there any more: the next request begins anew."""
+        if self.guest in withdrawn or (lost and unmap(packed(self.sock.getsockname())) in lost):
+            self.owner.end(self)
 
     def give_up(self) -> None:
         """Make room for another sequence; the next request begins a new one."""

@@ -36,19 +36,20 @@ class Advertiser:
     ``note(text)`` is told each time.
     """
 
-    __slots__ = ("_loop", "_note", "_send", "_started", "_state")
+    __slots__ = ("_loop", "_note", "_send", "_state", "started")
 
     def __init__(self, loop: Loop, send: Callable[[], None], note: Callable[[str], None]) -> None:
         self._loop = loop
         self._send = send
         self._note = note
-        self._started = False
+        #: Somebody wants to hear advertisements.
+        self.started = False
         self._state = int.from_bytes(os.urandom(4), "big")
 
     def start(self) -> None:
         """Begin, the first time this is called, with an interval."""
-        if not self._started:
-            self._started = True
+        if not self.started:
+            self.started = True
             self._wait()
 
     def _wait(self) -> float:

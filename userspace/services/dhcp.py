@@ -5,6 +5,10 @@ address for ever, and a client that believes in another one is told again: reque
 address, a server or a lease in vain, and there is no NAK.  This is what lets a guest survive
 a restart of ours, or a move to another host.
 
+There is an exception where the host's network is followed (:mod:`passt.userspace.following`): who
+asks for an address that it had from us, and that has been replaced, is refused, and so begins
+anew.  A client that renews its lease would take another address in the answer for a mistake.
+
 What is told follows from the configuration, is worked out once, and is sent whether asked
 for or not.  The client's parameter request list (option 55) decides on the order only; the
 message type comes first unless it is listed, as some boot loaders look there.
@@ -21,7 +25,7 @@ from passt.userspace.wire.ethernet import format_mac
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Container
 
     from passt.userspace.config.model import Config
 
@@ -30,14 +34,18 @@ _BROADCAST = b"\xff\xff\xff\xff"
 #: Canonical wire format (RFC 4702, 2.1), and two bytes that mean nothing any more.
 _FQDN_FLAGS = b"\x04\xff\xff"
 _INFINITE = b"\xff\xff\xff\xff"
+_NOBODY = bytes(4)
 _NOTES = {
     dhcp.OFFER: "DHCP: offer to discover",
     dhcp.ACK: "DHCP: ack to request",
 }
 
 
-def offers(config: Config) -> dict[int, bytes]:
-    """The options that ``config`` has to tell, by code; it has an address and a gateway."""
+def offers(config: Config, lease: bytes = _INFINITE) -> dict[int, bytes]:
+    """The options that ``config`` has to tell, by code; it has an address and a gateway.
+
+    ``lease`` is the value of the lease time.
+    """
     family = config.v4
     addr, gateway = family.addr, family.gateway
     assert addr is not None and gateway is not None
@@ -45,7 +53,7 @@ def offers(config: Config) -> dict[int, bytes]:
     told = {
         dhcp.MASK: mask.to_bytes(4, "big"),
         dhcp.ROUTER: gateway,
-        dhcp.LEASE_TIME: _INFINITE,
+        dhcp.LEASE_TIME: lease,
         dhcp.SERVER_ID: gateway,
     }
     if config.dhcp_dns and family.dns:
@@ -82,10 +90,11 @@ class DhcpService:
     """Answers DHCP and BOOTP clients.
 
     ``our_addr`` is our address on the link, ``guest_addr`` the one to assign, ``told`` the
-    options other than those of the protocol itself.  ``note(text)`` is told of each answer.
+    options other than those of the protocol itself.  ``former`` are addresses that were assigned
+    before.  ``note(text)`` is told of each answer.
     """
 
-    __slots__ = ("_guest_addr", "_note", "_our_addr", "_our_mac", "_told")
+    __slots__ = ("_former", "_guest_addr", "_note", "_our_addr", "_our_mac", "_told")
 
     def __init__(
         self,
@@ -94,12 +103,14 @@ class DhcpService:
         guest_addr: bytes,
         told: dict[int, bytes],
         note: Callable[[str], None] | None = None,
+        former: Container[bytes] = (),
     ) -> None:
         self._our_mac = our_mac
         self._our_addr = our_addr
         self._guest_addr = guest_addr
         self._told = told
         self._note = note
+        self._former = former
 
     def handle(self, buf: Octets, off: int, end: int, guest_mac: bytes) -> bytes | None:
         """The answer to the datagram ``buf[off:end]``, UDP header included, or ``None``.
@@ -125,6 +136,8 @@ class DhcpService:
                 kind = dhcp.OFFER
                 note = _NOTES[kind]
         elif given_type[0] == dhcp.REQUEST:
+            if self._is_outdated(request):
+                return self._refuse(request, guest_mac)
             note = _NOTES[kind]
         else:
             return None
@@ -142,8 +155,27 @@ class DhcpService:
         options = [(code, told[code]) for code in order if code in told]
 
         payload = dhcp.reply(request, self._guest_addr, options)
+        broadcast = request.flags & dhcp.BROADCAST_FLAG
+        return self._frame(payload, _BROADCAST if broadcast else self._guest_addr, guest_mac)
+
+    def _is_outdated(self, request: dhcp.Request) -> bool:
+        """Whether the client has, or wants, an address that was replaced."""
+        wanted = request.options.get(dhcp.REQUESTED_ADDRESS, request.ciaddr)
+        return wanted != self._guest_addr and wanted in self._former
+
+    def _refuse(self, request: dhcp.Request, guest_mac: bytes) -> bytes:
+        """The answer upon which a client gives up its address (RFC 2131, 4.3.2)."""
+        if self._note is not None:
+            self._note("DHCP: nak to request for a former address")
+        options = [
+            (dhcp.MESSAGE_TYPE, bytes((dhcp.NAK,))),
+            (dhcp.SERVER_ID, self._told.get(dhcp.SERVER_ID, self._our_addr)),
+        ]
+        return self._frame(dhcp.reply(request, _NOBODY, options), _BROADCAST, guest_mac)
+
+    def _frame(self, payload: bytes, dst: bytes, guest_mac: bytes) -> bytes:
+        """The frame that brings ``payload`` to the client at ``dst``."""
         src = self._our_addr
-        dst = _BROADCAST if request.flags & dhcp.BROADCAST_FLAG else self._guest_addr
         pseudo = pseudo_sum(src, dst, udp.IPPROTO_UDP, 0)
         header = udp.header(dhcp.SERVER_PORT, dhcp.CLIENT_PORT, payload, pseudo)
         return ipv4.frame(guest_mac, self._our_mac, src, dst, udp.IPPROTO_UDP, header, payload)

@@ -78,11 +78,11 @@ class Dhcp6Service:
     """Answers DHCPv6 clients.
 
     ``our_ll`` is our link-local address, ``guest_addrs`` the addresses to assign, ``told`` are
-    options about other things, ``started`` is our start in seconds of Unix time.
-    ``note(text)`` is told of each answer.
+    options about other things, ``started`` is our start in seconds of Unix time, ``lease`` the
+    seconds for which addresses are assigned.  ``note(text)`` is told of each answer.
     """
 
-    __slots__ = ("_guest_addrs", "_note", "_our_ll", "_our_mac", "_server_id", "_told")
+    __slots__ = ("_guest_addrs", "_lease", "_note", "_our_ll", "_our_mac", "_server_id", "_told")
 
     def __init__(
         self,
@@ -92,11 +92,13 @@ class Dhcp6Service:
         told: dict[int, bytes],
         started: float,
         note: Callable[[str], None] | None = None,
+        lease: int = dhcp6.INFINITE,
     ) -> None:
         self._our_mac = our_mac
         self._our_ll = our_ll
         self._guest_addrs = guest_addrs
         self._told = told
+        self._lease = lease
         self._server_id = dhcp6.duid_llt(our_mac, started)
         self._note = note
 
@@ -167,7 +169,7 @@ class Dhcp6Service:
         if message.kind == dhcp6.CONFIRM:
             payload += dhcp6.status(dhcp6.SUCCESS)
         elif wanted is not None:
-            payload += dhcp6.lease(wanted.fixed[:4], self._guest_addrs)
+            payload += dhcp6.lease(wanted.fixed[:4], self._guest_addrs, self._lease)
         payload += dhcp6.option(dhcp6.CLIENT_ID, message.client_id)
         for code, value in sorted(self._told.items()):
             if code == dhcp6.CLIENT_FQDN:

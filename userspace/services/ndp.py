@@ -25,7 +25,7 @@ from passt.userspace.wire.ipv6 import ALL_NODES, LOOPBACK, UNSPECIFIED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from passt.userspace.config.model import Config
 
@@ -158,14 +158,27 @@ class NdpService:
 
     def router_advertisement(self, dst: bytes, guest_mac: bytes) -> bytes:
         """An advertisement to ``dst``: a solicitor, or all nodes if nobody asked."""
-        prefixes = dict.fromkeys(
+        message = ndp.router_advertisement(self._our_mac, self._prefixes(), self._told)
+        return icmp.frame6(guest_mac, self._our_mac, self._our_ll, dst, message)
+
+    def farewell(self, guest_mac: bytes) -> bytes | None:
+        """An advertisement to all nodes that ends what earlier ones said, if there are any.
+
+        It is for a router, or a prefix, that is about to be replaced.
+        """
+        if not self._router:
+            return None
+        message = ndp.router_advertisement(self._our_mac, self._prefixes(), b"", ending=True)
+        return icmp.frame6(guest_mac, self._our_mac, self._our_ll, ALL_NODES, message)
+
+    def _prefixes(self) -> Iterable[bytes]:
+        """The first 8 bytes of each /64 that the guest has an address of."""
+        return dict.fromkeys(
             addr[:8]
             for addr in (self.guest_addr, *self._more)
             # A link-local address is no reason to announce fe80::/64.
             if addr is not None and not (addr[0] == 0xFE and addr[1] & 0xC0 == 0x80)
         )
-        message = ndp.router_advertisement(self._our_mac, prefixes, self._told)
-        return icmp.frame6(guest_mac, self._our_mac, self._our_ll, dst, message)
 
     def initial_solicitation(self, guest_mac: bytes) -> bytes | None:
         """A solicitation to the guest's address, to learn its MAC from the answer.

@@ -20,6 +20,10 @@ itself: by an ARP request for its own address, or an unsolicited advertisement. 
 MAC is not, as it cannot be trusted; the guest finds out when it asks.  Flows keep the MAC that they
 began with.
 
+Where the host's network is followed (:mod:`passt.userspace.following`), all is read anew when the
+template changes.  Later changes on an interface that was no template at start go unnoticed, as the
+kernel's filter cannot be exchanged any more.
+
 **Bounds.**  :data:`MAX_ENTRIES` neighbours; others look like unknown ones.  The kernel tells of
 each change of state of each neighbour, of which only those of addresses matter.  So after a change
 nothing is read for :data:`PERIOD`: a busy network wakes us once in this time, whatever happens
@@ -69,12 +73,7 @@ class Neighbours:
         #: MACs by address.
         self._macs: dict[bytes, bytes] = {}
         #: Addresses whose MAC is ours, whatever anybody says.
-        self._blocked = frozenset(
-            addr
-            for family in (config.v4, config.v6)
-            for addr in (family.map_host_loopback, family.map_guest_addr)
-            if addr is not None
-        )
+        self._blocked = self._mapped()
         #: The link carries frames.
         self._ready = False
         self._lost = True
@@ -84,6 +83,27 @@ class Neighbours:
         """Read what there is, and watch what changes."""
         self._update()
         self._watch()
+
+    def renew(self) -> None:
+        """The template changed: forget what there was, and read what there is on its interface."""
+        config = self._config
+        self._source.retarget(
+            *(family.ifindex if family.enabled else 0 for family in (config.v4, config.v6))
+        )
+        self._blocked = self._mapped()
+        self._macs.clear()
+        self._lost = True
+        self._reread_at = self._loop.now
+        self._update()
+
+    def _mapped(self) -> frozenset[bytes]:
+        """Addresses that stand for the host."""
+        return frozenset(
+            addr
+            for family in (self._config.v4, self._config.v6)
+            for addr in (family.map_host_loopback, family.map_guest_addr)
+            if addr is not None
+        )
 
     def mac_for(self, addr: bytes) -> bytes:
         """The MAC of the packed address ``addr``, as the guest is to see it."""

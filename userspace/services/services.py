@@ -35,6 +35,14 @@ _DHCP6 = 547
 BURST = 50
 RATE = 20.0
 
+#: Seconds that an address is assigned for.
+INFINITE = 0xFFFFFFFF
+#: The same where the host's network is followed, and the guest configures itself.
+LEASE = 300
+
+#: Replaced addresses that are remembered: whoever has an older one has not asked for long.
+MAX_FORMER = 64
+
 
 class Services:
     """Takes what the guest asks, and sends what it is answered."""
@@ -55,6 +63,29 @@ class Services:
         self._loop = loop
         self._allowance = float(BURST)
         self._counted = loop.now
+        self._started = time.time()
+        #: Guests that configure themselves are to ask again soon, if there may be news.
+        self._renewing = config.follow and not config.config_net
+        #: IPv4 addresses that were assigned before.
+        self._former: set[bytes] = set()
+        self._server4 = self._server6 = self._advertiser = None
+        if config.dhcp or self._renewing:
+            from passt.userspace.services import dhcp
+
+            self._server4 = dhcp
+        if config.dhcpv6 or (self._renewing and config.v6.enabled):
+            from passt.userspace.services import dhcpv6
+
+            self._server6 = dhcpv6
+        if config.ra and config.v6.enabled:
+            from passt.userspace.services.advertiser import Advertiser
+
+            self._advertiser = Advertiser(loop, self._advertise, _note_ndp)
+        self._set_up()
+
+    def _set_up(self) -> None:
+        """Make the services that the configuration asks for now."""
+        config, nat = self._config, self._nat
         v4, v6 = config.v4, config.v6
         self._arp = ArpService(config.our_mac, v4.gateway, v4.addr, nat.mac_for, more=v4.own)
         self._ndp: NdpService | None = None
@@ -62,11 +93,13 @@ class Services:
         self._dhcp6: Dhcp6Service | None = None
         #: What DHCPv6 assigns.
         self._lease6 = v6.addr
-        if config.dhcp and v4.gateway is not None and v4.addr is not None:
-            from passt.userspace.services import dhcp as server
-
-            told = server.offers(config)
-            self._dhcp = server.DhcpService(config.our_mac, v4.gateway, v4.addr, told, _note_dhcp)
+        server, server6 = self._server4, self._server6
+        lease = LEASE if self._renewing else INFINITE
+        if server and config.dhcp and v4.gateway is not None and v4.addr is not None:
+            told = server.offers(config, lease.to_bytes(4, "big"))
+            self._dhcp = server.DhcpService(
+                config.our_mac, v4.gateway, v4.addr, told, _note_dhcp, self._former
+            )
         if not v6.enabled or v6.our_ll is None:
             return
         more6 = [addr for addr, _ in v6.more]
@@ -81,17 +114,37 @@ class Services:
             mac_for=nat.mac_for,
             note=_note_ndp,
         )
-        if config.ra:
-            from passt.userspace.services.advertiser import Advertiser
-
-            self._ndp.on_solicited = Advertiser(loop, self._advertise, _note_ndp).start
-        if config.dhcpv6 and v6.addr is not None:
-            from passt.userspace.services import dhcpv6 as server6
-
+        if self._advertiser is not None:
+            self._ndp.on_solicited = self._advertiser.start
+        if server6 and config.dhcpv6 and v6.addr is not None:
             told6 = server6.offers(config)
             self._dhcp6 = server6.Dhcp6Service(
-                config.our_mac, v6.our_ll, (v6.addr, *more6), told6, time.time(), _note_dhcpv6
+                config.our_mac,
+                v6.our_ll,
+                (v6.addr, *more6),
+                told6,
+                self._started,
+                _note_dhcpv6,
+                lease,
             )
+
+    def renew(self, former4: bytes | None) -> None:
+        """The configuration changed: say so where somebody listens, and tell it from now on.
+
+        ``former4`` is the IPv4 address that was assigned before.
+        """
+        listening = self._advertiser is not None and self._advertiser.started
+        if listening and self._ndp is not None:
+            self._send(self._ndp.farewell(self._link.guest_mac))
+        if former4 is not None:
+            self._former.add(former4)
+            if len(self._former) > MAX_FORMER:
+                self._former.pop()
+        if self._neighbours is not None:
+            self._neighbours.renew()
+        self._set_up()
+        if listening:
+            self._advertise()
 
     def arp(self, buf: memoryview, off: int, end: int) -> None:
         """Serve the ARP frame ``buf[off:end]``."""

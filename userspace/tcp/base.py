@@ -15,7 +15,8 @@ that, and is set again.
 from __future__ import annotations
 
 from passt.syscalls.sockopt import linger_reset
-from passt.userspace.flow.nat import endpoint
+from passt.userspace.flow.nat import endpoint, unmap
+from passt.userspace.flow.sockname import packed
 from passt.userspace.flow.table import Flow
 from passt.userspace.tcp.const import (
     ACK,
@@ -32,6 +33,8 @@ from passt.userspace.tcp.const import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     from passt.syscalls import bare_socket as socket
     from passt.userspace.loop import Timer
     from passt.userspace.tcp.context import Context
@@ -356,6 +359,21 @@ class FlowBase(Flow):
             # Already disconnected: close() has nothing left to say to the peer.
             pass
         self.close(reason)
+
+    def strand(self, lost: Container[bytes], withdrawn: Container[bytes]) -> None:
+        """Reset both sides if the address of the guest, or that of the host, is not there any more.
+
+        The kernel would keep a connection from an address that is gone, and wait for it to return.
+        """
+        gone = self.guest_addr in withdrawn
+        if not gone and lost:
+            try:
+                gone = unmap(packed(self.sock.getsockname())) in lost
+            except OSError:
+                # Ended meanwhile.
+                return
+        if gone:
+            self.reset("address gone")
 
     def give_up(self) -> None:
         """Make room for another flow, during the handshake.

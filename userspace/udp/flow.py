@@ -25,7 +25,7 @@ from passt.userspace.flow.nat import endpoint
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Container, Sequence
 
     from passt.syscalls import bare_socket as socket
     from passt.userspace.flow.sockname import SockName
@@ -192,6 +192,11 @@ class UdpFlow(Expiring):
     def idle_since(self, when: float) -> bool:
         """Whether neither side has sent anything after ``when``."""
         return self.last <= when
+
+    def strand(self, lost: Container[bytes], withdrawn: Container[bytes]) -> None:
+        """End if one of the addresses is not there any more: what comes next begins anew."""
+        if self.guest_addr in withdrawn or split(self.host_key)[2] in lost:
+            self.owner.end(self)
 
     def give_up(self) -> None:
         """Make room for another flow; what is sent next begins a new one."""

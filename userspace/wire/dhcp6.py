@@ -169,10 +169,14 @@ def header(kind: int, xid: bytes) -> bytes:
     return bytes((kind,)) + xid
 
 
-def lease(iaid: bytes, addrs: Sequence[bytes]) -> bytes:
-    """An IA_NA that assigns ``addrs`` for ever."""
-    fixed = iaid + struct.pack("!II", INFINITE, INFINITE)
-    assigned = (option(IAADDR, _ADDRESS.pack(addr, INFINITE, INFINITE)) for addr in addrs)
+def lease(iaid: bytes, addrs: Sequence[bytes], seconds: int = INFINITE) -> bytes:
+    """An IA_NA that assigns ``addrs`` for so many ``seconds``, or for ever.
+
+    It is to be renewed at half of that, by whatever server at four fifths (RFC 8415, 21.4).
+    """
+    times = (seconds // 2, seconds * 4 // 5) if seconds != INFINITE else (INFINITE, INFINITE)
+    fixed = iaid + struct.pack("!II", *times)
+    assigned = (option(IAADDR, _ADDRESS.pack(addr, seconds, seconds)) for addr in addrs)
     return option(IA_NA, fixed + b"".join(assigned))
 
 

@@ -103,14 +103,19 @@ def option(kind: int, body: bytes) -> bytes:
     return bytes((kind, units)) + body.ljust(units * 8 - 2, b"\0")
 
 
-def router_advertisement(mac: bytes, prefixes: Iterable[bytes], options: bytes) -> bytearray:
+def router_advertisement(
+    mac: bytes, prefixes: Iterable[bytes], options: bytes, *, ending: bool = False
+) -> bytearray:
     """An advertisement of the router at ``mac``.
 
     ``prefixes`` are the first 8 bytes of each /64 to announce, without limit of lifetime;
-    ``options`` are further ones, complete.
+    ``options`` are further ones, complete.  With ``ending`` the router and the prefixes are not
+    to be used any more (RFC 4861, 6.2.5).
     """
+    router_lifetime = 0 if ending else _ROUTER_LIFETIME
+    lifetime = 0 if ending else INFINITE
     message = bytearray(
-        _ROUTER.pack(ROUTER_ADVERTISEMENT, 0, 0, _HOP_LIMIT, _MANAGED, _ROUTER_LIFETIME, 0, 0)
+        _ROUTER.pack(ROUTER_ADVERTISEMENT, 0, 0, _HOP_LIMIT, _MANAGED, router_lifetime, 0, 0)
     )
     for prefix in prefixes:
         message += _PREFIX.pack(
@@ -118,8 +123,8 @@ def router_advertisement(mac: bytes, prefixes: Iterable[bytes], options: bytes) 
             4,
             64,
             _PREFIX_FLAGS,
-            INFINITE,
-            INFINITE,
+            lifetime,
+            lifetime,
             0,
             prefix + b"\0" * 8,
         )

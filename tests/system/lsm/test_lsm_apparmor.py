@@ -158,14 +158,16 @@ def place(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "command"),
     [
-        (),
-        ("-t", "auto", "-u", "auto", "-T", "auto", "-U", "auto"),
-        ("-l", "{}/log", "-p", "{}/pcap", "-c", "{}/control", "-P", "{}/pid"),
-        ("--no-pidns", "--trace"),
+        ((), "exit 0"),
+        (("-t", "auto", "-u", "auto", "-T", "auto", "-U", "auto"), "exit 0"),
+        (("-l", "{}/log", "-p", "{}/pcap", "-c", "{}/control", "-P", "{}/pid"), "exit 0"),
+        (("--no-pidns", "--trace"), "exit 0"),
+        # Until the process that follows the host has its own root, and a while longer.
+        ((), "until grep -q 'read_only' {}/trace; do sleep 0.2; done; sleep 1"),
     ],
-    ids=["plain", "auto", "files", "without-pidns"],
+    ids=["plain", "auto", "files", "without-pidns", "following"],
 )
 def test_what_pasta_does_is_permitted(
     program: Program,
@@ -174,13 +176,15 @@ def test_what_pasta_does_is_permitted(
     environment: Profile,
     place: Path,
     options: tuple[str, ...],
+    command: str,
 ) -> None:
     words = forwarding([option.format(place) for option in options])
+    command = command.format(place).replace("read_only", FOLLOWERS_ROOT)
     calls = "trace=openat,execve,mmap,mount,umount2,pivot_root"
     output = place / "trace"
     strace = ["strace", "-f", "-y", "-s", "500", "-e", calls, "-o", str(output)]
     host.run(
-        [*strace, *program.argv, *words, "--config-net", "--", "/bin/sh", "-c", "exit 0"],
+        [*strace, *program.argv, *words, "--config-net", "--", "/bin/sh", "-c", command],
         prefix=user.prefix,
         timeout=60,
     )
@@ -189,9 +193,9 @@ def test_what_pasta_does_is_permitted(
     refused = {entry for entry in trace.files if not environment.permits(*entry)}
     assert not refused
     assert ("/bin/sh", "x") in trace.files or ("/usr/bin/sh", "x") in trace.files
-    strange = {call for call in trace.mounts if not MOUNTS.get(call)}
-    assert not strange
-    assert {MOUNTS[call] for call in trace.mounts} <= set(environment.mounts)
+    rules = {call: MOUNTS.get(call) or rule_of_view(call) for call in trace.mounts}
+    assert not {call for call, rule in rules.items() if not rule}
+    assert set(rules.values()) <= set(environment.mounts)
 
 
 def test_joining_a_namespace_is_permitted(
@@ -212,6 +216,23 @@ def test_joining_a_namespace_is_permitted(
     assert not {entry for entry in trace.files if not environment.permits(*entry)}
 
 
+#: What shows in a trace that the root of the follower is ready.
+FOLLOWERS_ROOT = 'mount(NULL, "/tmp", NULL'
+
+
+def rule_of_view(call: str) -> str:
+    """The rule for a mount of the follower's: a directory at its place, or making it read-only."""
+    safe = "MS_RDONLY|MS_NOSUID|MS_NODEV|MS_NOEXEC|MS_REMOUNT|MS_BIND"
+    if re.fullmatch(rf'mount\(NULL, "/tmp[^"]*", NULL, {re.escape(safe)}, NULL\)', call):
+        return "remount options=(ro, nosuid, nodev, noexec, bind) /tmp/{,**},"
+    match = re.fullmatch(r'mount\("([^"]*)", "/tmp([^"]*)", NULL, MS_BIND\|MS_REC, NULL\)', call)
+    if match is None or match[1] != match[2]:
+        return ""
+    if match[1] == "/etc":
+        return "mount options=(rw, rbind) /etc/ -> /tmp/etc/,"
+    return "mount options=(rw, rbind) @{run}/** -> /tmp/run/**," * match[1].startswith("/run/")
+
+
 #: Calls, and the rules that are for them.
 MOUNTS = {
     'mount(NULL, "/", NULL, MS_REC|MS_UNBINDABLE, NULL)': ("mount options=(rw, runbindable) -> /,"),
@@ -222,6 +243,10 @@ MOUNTS = {
     'mount("tmpfs", "/tmp", "tmpfs", MS_RDONLY|MS_NOSUID|MS_NODEV|MS_NOEXEC, '
     '"nr_inodes=2,nr_blocks=0")': (
         "mount fstype=tmpfs options=(ro, nosuid, nodev, noexec) tmpfs -> /tmp/,"
+    ),
+    'mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID|MS_NODEV|MS_NOEXEC, '
+    '"nr_inodes=64,size=64k,mode=755")': (
+        "mount fstype=tmpfs options=(rw, nosuid, nodev, noexec) tmpfs -> /tmp/,"
     ),
     'pivot_root(".", ".")': "pivot_root oldroot=/tmp/ /tmp/,",
     'umount2(".", MNT_DETACH|UMOUNT_NOFOLLOW)': "umount /,",

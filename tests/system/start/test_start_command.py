@@ -345,7 +345,7 @@ def test_privileges_while_running(pasta: Runner) -> None:
 
 
 def test_no_child_is_left_but_the_command(pasta: Runner) -> None:
-    process = pasta.start("--config-net", "--", "sleep", "31.8")
+    process = pasta.start("--config-net", "--no-follow", "--", "sleep", "31.8")
     child = command_of(process)
     with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
         assert file.read().split() == [str(child)]

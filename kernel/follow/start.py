@@ -1,0 +1,193 @@
+"""The program's end of the follower: the fork, and the channel.
+
+The fork comes while there is one thread and a file system, after identity and namespaces are
+settled.  What the follower needs it takes along as a copy of this process's memory; its modules
+it loads itself, and not before it is told to begin, so that a start of the program pays for the
+fork alone, and a command that ends soon has nothing else running beside it.
+
+Messages from the follower are :class:`Report`.  To it there is nothing but a byte: to begin, and
+to go on once flows have been reset whose addresses are about to be taken from the namespace, as
+the guest could not hear of it afterwards.  It ends when the channel does.
+
+Source: unix(7), fork(2).
+"""
+
+from __future__ import annotations
+
+import os
+
+from passt.kernel.descriptors import silence_standard
+from passt.kernel.netlink import channel
+from passt.syscalls import bare_socket as socket
+from passt.syscalls.closerange import close_from
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from passt.kernel.netlink.worker import FamilyPlan
+
+    #: Arguments of passt.kernel.netlink.worker.FamilyTemplate.
+    Summary = tuple[int, str, bytes | None, int, bytes | None, bytes | None, list[bytes]]
+
+
+class Task:
+    """What the follower is to do.
+
+    ``wishes``: arguments of :class:`passt.kernel.netlink.template.Wish` per IP version.
+    ``grades``: quality of the templates at start, by family, see :mod:`.settle`.  ``plan``: what
+    the namespace is to get, by family, for templates by family (``None``: local mode); ``None``
+    if it configures itself.  ``netns``, ``record``: descriptors of the namespace, and of the file
+    that tells what was made there (−1 for none).  ``ifindex``: the tap's.  ``resolvers``: follow
+    resolv.conf.
+    """
+
+    __slots__ = (
+        "chroot_fallback",
+        "grades",
+        "ifindex",
+        "netns",
+        "plan",
+        "record",
+        "resolvers",
+        "wishes",
+    )
+
+    def __init__(
+        self,
+        wishes: list[tuple[int, str | None, str | None, bool, bool]],
+        grades: dict[int, int],
+        plan: Callable[[dict[int, Summary | None]], dict[int, FamilyPlan | None]] | None,
+        netns: int,
+        ifindex: int,
+        record: int,
+        *,
+        resolvers: bool,
+        chroot_fallback: bool,
+    ) -> None:
+        self.wishes = wishes
+        self.grades = grades
+        self.plan = plan
+        self.netns = netns
+        self.ifindex = ifindex
+        self.record = record
+        self.resolvers = resolvers
+        self.chroot_fallback = chroot_fallback
+
+
+class Report:
+    """What has become of the host's network.
+
+    ``templates``: by address family, ``None`` stands for local mode; all of them, or none if
+    nothing changed.  ``lost``: addresses that the host has no more.  ``withdrawn``: addresses
+    that are taken from the namespace; with ``waits``, as soon as :meth:`Follower.proceed` is
+    called.  ``resolv_conf``: what the file says, ``None`` if nothing new.  ``notes``: level and
+    text, as of :class:`passt.kernel.netlink.worker.TemplateInfo`.
+    """
+
+    __slots__ = ("lost", "notes", "resolv_conf", "templates", "waits", "withdrawn")
+
+    def __init__(self) -> None:
+        self.templates: dict[int, Summary | None] = {}
+        self.lost: list[bytes] = []
+        self.withdrawn: list[bytes] = []
+        self.waits = False
+        self.resolv_conf: bytes | None = None
+        self.notes: list[tuple[str, str]] = []
+
+
+class Follower:
+    """A follower that was forked."""
+
+    __slots__ = ("_socket", "pid")
+
+    def __init__(self, pid: int, sock: socket.socket) -> None:
+        self.pid = pid
+        self._socket = sock
+
+    @classmethod
+    def start(cls, task: Task, null: int) -> Follower:
+        """Fork one for ``task``; ``null`` is an open /dev/null.  OSError as of fork(2)."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pid = os.fork()
+        if pid == 0:
+            _run(theirs, task, null)
+        theirs.close()
+        if task.record >= 0:
+            os.close(task.record)
+        return cls(pid, ours)
+
+    def fileno(self) -> int:
+        """Readable when there is a report, or the follower has ended."""
+        return self._socket.fileno()
+
+    def proceed(self) -> None:
+        """Let it begin, or go on; that it is not there any more shows later."""
+        try:
+            self._socket.send(b"\n")
+        except OSError:
+            pass
+
+    def receive(self) -> Report | None:
+        """The report that is there; ``None`` if the follower has ended."""
+        try:
+            fields, _ = channel.receive(self._socket)
+        except (channel.ChannelClosedError, OSError):
+            return None
+        report = Report()
+        (
+            report.templates,
+            report.lost,
+            report.withdrawn,
+            report.waits,
+            report.resolv_conf,
+            report.notes,
+        ) = fields
+        return report
+
+    def close(self) -> None:
+        """Hang up."""
+        self._socket.close()
+
+
+def send(sock: socket.socket, report: Report) -> None:
+    """Send ``report`` to the program; ChannelClosedError if it has ended."""
+    fields = (
+        report.templates,
+        report.lost,
+        report.withdrawn,
+        report.waits,
+        report.resolv_conf,
+        report.notes,
+    )
+    channel.send(sock, fields)
+
+
+def _run(sock: socket.socket, task: Task, null: int) -> None:
+    """Be the follower; never returns."""
+    status = 1
+    try:
+        # Signals of the terminal are for the program; its end is ours.
+        os.setsid()
+        silence_standard(null)
+        close_from(3, [fd for fd in (sock.fileno(), task.netns, task.record) if fd >= 0])
+        if sock.recv(1):
+            from passt.kernel.follow.helper import follow
+
+            follow(sock, task)
+            status = 0
+    except channel.ChannelClosedError:
+        status = 0
+    except Exception as error:
+        report = Report()
+        report.notes.append(("warning", f"Following the host's network: {_describe(error)}"))
+        send(sock, report)
+    finally:
+        # No exit handlers, no flushing of buffers that are the program's.
+        os._exit(status)
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"{type(error).__name__}: {error}"
