@@ -25,7 +25,6 @@ from passt.userspace.config.resolve import (
     is_link_local,
     plan_of,
     resolve_family,
-    settle_scope,
     settle_servers,
 )
 from passt.userspace.config.values import address_text
@@ -172,7 +171,6 @@ class Following:
                 self._settle(live, template)
         if report.resolv_conf is not None:
             self._resolvers = resolvconf.parse(report.resolv_conf)
-        settle_scope(config)
         settle_servers(config, self._options)
         dns.settle(config, self._options, self._resolvers)
         after = _view(config)

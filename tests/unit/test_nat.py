@@ -213,5 +213,9 @@ def test_scope_of_link_local_destinations(settings: Config) -> None:
     settings.v6.ifindex = 3
     assert Nat(settings).scope_id(ip("fe80::9")) == 3
     assert Nat(settings).scope_id(ip("2001:db8::9")) == 0
+    settings.v4.ifindex = 7
     settings.v6.outbound_index = 5
     assert Nat(settings).scope_id(ip("fe80::9")) == 5
+    # In local mode the neighbours are those on the one interface that the host has at all.
+    settings.v6.outbound_index = settings.v6.ifindex = 0
+    assert Nat(settings).scope_id(ip("fe80::9")) == 7

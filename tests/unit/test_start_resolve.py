@@ -110,15 +110,6 @@ def test_neighbours_of_the_outbound_interface(monkeypatch: pytest.MonkeyPatch) -
     assert resolved("--outbound-if6", "uplink").v6.scope == 4
 
 
-def test_neighbours_in_local_mode() -> None:
-    """Those on the one interface that the host has at all."""
-    found = template()
-    config = resolved(found=TemplateInfo(found.ipv4, None, []))
-    assert (config.v6.scope, config.v6.neighbours) == (0, 3)
-    assert resolved().v6.neighbours == 4
-    assert resolved(found=NOTHING).v6.neighbours == 0
-
-
 def test_link_local_gateway_becomes_our_own() -> None:
     config = resolved(found=template(gateway6=ip("fe80::7")))
     assert config.v6.our_ll == config.v6.gateway == config.v6.map_host_loopback == ip("fe80::7")

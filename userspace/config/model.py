@@ -80,7 +80,6 @@ class Family:
         "map_guest_addr",
         "map_host_loopback",
         "more",
-        "other_index",
         "our_ll",
         "outbound_addr",
         "outbound_if",
@@ -120,8 +119,6 @@ class Family:
         self.outbound_if = ""
         #: Its index, 0 if there is no such interface now.
         self.outbound_index = 0
-        #: The template interface of the other version, in local mode.
-        self.other_index = 0
         #: Guest-side address that stands for the host's loopback, ``None`` if unmapped.
         self.map_host_loopback: bytes | None = None
         #: Guest-side address that stands for the host's own (assigned) address.
@@ -137,11 +134,6 @@ class Family:
     def scope(self) -> int:
         """Index of the interface on whose link the guest is, as it were; 0 for none."""
         return self.outbound_index or self.ifindex
-
-    @property
-    def neighbours(self) -> int:
-        """Index of the interface whose neighbours link-local addresses stand for, 0 for none."""
-        return self.scope or self.other_index
 
 
 class Config:

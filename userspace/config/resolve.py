@@ -117,7 +117,6 @@ def resolve(
         resolve_family(family, options, found)
         if family.outbound_if:
             family.outbound_index = _index(family.outbound_if)
-    settle_scope(config)
     config.v4.enabled, config.v6.enabled = versions
     config.ns_ifname = options.ns_ifname or config.v4.ifname or config.v6.ifname or _DEFAULT_IFNAME
     config.mtu = options.mtu
@@ -157,12 +156,6 @@ def resolve(
     config.accel_credit = options.accel_credit
     config.accel_budget = options.accel_budget
     return config
-
-
-def settle_scope(config: Config) -> None:
-    """Choose the interface whose link-local neighbours are meant where IPv6 has no template."""
-    # Most networks without IPv6 have link-local addresses.
-    config.v6.other_index = config.v4.ifindex if config.v6.local else 0
 
 
 def settle_servers(config: Config, options: Options) -> None:

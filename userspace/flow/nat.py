@@ -239,4 +239,12 @@ class Nat:
 
     def scope_id(self, address: bytes) -> int:
         """Interface index that a host-side ``address`` must be scoped with, usually 0."""
-        return self._v6.neighbours if is_link_local(address) else 0
+        return self.neighbours if is_link_local(address) else 0
+
+    @property
+    def neighbours(self) -> int:
+        """Index of the interface whose neighbours link-local addresses stand for, 0 for none.
+
+        Most networks without IPv6 have link-local addresses, so in local mode it is that of IPv4.
+        """
+        return self._v6.scope or self._v4.scope

@@ -158,7 +158,7 @@ class Icmp:
         sock = self._open(peer)
         if sock is None:
             return None
-        scope = self._config.v6.neighbours if is_scoped(peer) else 0
+        scope = self._nat.neighbours if is_scoped(peer) else 0
         make = EchoFlow if size == 4 else EchoFlow6
         flow = make(self, sock, key, peer, name(peer, 0, scope), multicast=is_multicast(seen))
         if not self._table.add(flow, FROM_GUEST, guest, flow.fd):
@@ -206,7 +206,7 @@ class Icmp:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
             local = self._nat.outbound_source(peer)
             if local is not None:
-                scope = self._config.v6.neighbours if is_scoped(local) else 0
+                scope = self._nat.neighbours if is_scoped(local) else 0
                 sock.bind(name(local, 0, scope))
         except OSError as error:
             # Then the kernel chooses source or device.

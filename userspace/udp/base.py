@@ -220,7 +220,7 @@ class UdpBase:
         local = nat.outbound_source(peer) or (UNSPECIFIED4 if len(peer) == 4 else UNSPECIFIED6)
         if is_unspecified(peer) or len(local) != len(peer):
             return None
-        scope = self._config.v6.neighbours
+        scope = nat.neighbours
         device = nat.bind_device(peer)
         while True:
             try:
