@@ -38,6 +38,9 @@ SERVER_ID = struct.pack("!HHI6s", 1, 1, 1_000_000_000 - 946684800, OUR_MAC)
 MORE4 = bytes((192, 0, 2, 200))
 #: As many as can be given; the first has the prefix of GUEST6.
 MORE6 = [GUEST6[:8] + b"more" + bytes(4), *(b"\xfd" + bytes(14) + bytes((n,)) for n in range(6))]
+#: What the guest had before, and how long it has what it has now, where the host is followed.
+FORMER4 = bytes((192, 0, 2, 199))
+LEASE = 300
 COOKIE = b"\x63\x82\x53\x63"
 LONG = ".".join(["label" * 12] * 4)
 
@@ -46,6 +49,8 @@ DICTIONARY = (
     b"\x50\0", b"\x37\3\1\3\6", struct.pack("!HH", 1, 4), struct.pack("!HH", 3, 40),
     struct.pack("!HH", 5, 24), struct.pack("!HH", 2, 14), struct.pack("!HHB", 39, 1, 1),
 )  # fmt: skip
+
+NAK = b"\6"
 
 _JUNK = bytes(70), b"\xff" * 70
 _PLAIN = Prefix(0, 0, 0, 0, 0)
@@ -80,6 +85,7 @@ def configuration(first: int) -> Config:
         config.ra_opts = {5: None, 37: b"https://portal.example"}
     if first & 128:
         config.v4.own, config.v6.more = frozenset((MORE4,)), [(addr, 64) for addr in MORE6]
+        config.follow = True
     return config
 
 
@@ -91,14 +97,16 @@ class Servers:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._told = dhcp.offers(config)
+        self._former = {FORMER4, GUEST4} if config.follow else set()
+        self._lease = LEASE if config.follow else 0xFFFFFFFF
+        self._told = dhcp.offers(config, self._lease.to_bytes(4, "big"))
         self._told6 = dhcpv6.offers(config)
         self._told_ra = ndp.offers(config)
-        self._dhcp = DhcpService(OUR_MAC, GATEWAY4, GUEST4, self._told)
         more = [addr for addr, _ in config.v6.more]
         self._own4 = {GUEST4, *config.v4.own}
         self._own6 = [GUEST6, *more]
-        self._dhcp6 = Dhcp6Service(OUR_MAC, OUR_LL, self._own6, self._told6, 1e9)
+        self._dhcp = DhcpService(OUR_MAC, GATEWAY4, GUEST4, self._told, former=self._former)
+        self._dhcp6 = Dhcp6Service(OUR_MAC, OUR_LL, self._own6, self._told6, 1e9, lease=self._lease)
         self._ndp = NdpService(OUR_MAC, OUR_LL, GUEST6, self._told_ra, more=more)
         self._arp = ArpService(OUR_MAC, GATEWAY4, GUEST4, more=config.v4.own)
         check_names(config, self._told, self._told6)
@@ -154,9 +162,11 @@ class Servers:
         assert packet.dst_mac == GUEST_MAC
         if kind == DHCP:
             assert (packet.kind, packet.src, packet.l4[:4]) == (17, GATEWAY4, b"\0\x43\0\x44")
-            broadcast = len(data) > 18 and data[8 + 10] & 0x80
+            refused = expected[0] == (53, NAK)
+            broadcast = refused or (len(data) > 18 and data[8 + 10] & 0x80)
             assert packet.dst == (b"\xff" * 4 if broadcast else GUEST4)
-            check_reply4(packet.payload, data[8:], expected, self._told)
+            told = {} if refused else self._told
+            check_reply4(packet.payload, data[8:], expected, told)
         else:
             assert (packet.kind, packet.src, packet.dst) == (17, OUR_LL, source)
             assert packet.l4[:4] == b"\x02\x23\x02\x22"
@@ -172,6 +182,9 @@ class Servers:
             return None
         last = dict(asked)
         kind = last.get(53, b"")
+        wanted = last.get(50, message[12:16])
+        if kind[:1] == b"\3" and wanted in self._former - {GUEST4}:
+            return [(53, NAK), (54, self._told[54])]
         if not kind or kind[0] == 3:
             return [(53, b"\5")]
         if kind[0] != 1:
@@ -219,8 +232,11 @@ class Servers:
         if kind == 4:
             parts.append((13, _option6(13, b"\0\0")))
         elif wanted is not None:
-            lease = b"".join(_option6(5, address + b"\xff" * 8) for address in self._own6)
-            parts.append((3, _option6(3, wanted[:4] + b"\xff" * 8 + lease)))
+            times = struct.pack("!II", self._lease, self._lease)
+            lease = b"".join(_option6(5, address + times) for address in self._own6)
+            if self._config.follow:
+                times = struct.pack("!II", LEASE // 2, LEASE * 4 // 5)
+            parts.append((3, _option6(3, wanted[:4] + times + lease)))
         parts.append((1, _option6(1, client)))
         size = sum(len(part) for _, part in parts)
         flags = next((value[0] for code, value in listed if code == 39 and value), 0)
@@ -321,8 +337,9 @@ def _udp(sport: int, dport: int, payload: bytes) -> bytes:
 def check_reply4(reply: bytes, request: bytes, must: list[Option], told: dict[int, bytes]) -> None:
     """The answer to ``request`` that has ``must`` to say, and of ``told`` what fits."""
     assert 300 <= len(reply) <= 548, "size of a message"
+    given = bytes(4) if must[0] == (53, NAK) else GUEST4
     expected = (
-        b"\2" + request[1:3] + b"\0" + request[4:8] + b"\0\0" + request[10:16] + GUEST4 + bytes(4)
+        b"\2" + request[1:3] + b"\0" + request[4:8] + b"\0\0" + request[10:16] + given + bytes(4)
         + request[24:44] + bytes(192) + request[236:240]
     )  # fmt: skip
     assert reply[:240] == expected
@@ -343,6 +360,9 @@ def check_reply4(reply: bytes, request: bytes, must: list[Option], told: dict[in
     wanted = dict(options4(request[240:]) or ()).get(55, b"")
     order = [*wanted] if 53 in wanted else [53, *wanted]
     firsts = [code for code in dict.fromkeys(order) if code in dict(listed)]
+    if must[0] == (53, NAK):
+        # There is nothing to choose from.
+        firsts = [53, 54]
     assert [code for code, _ in listed][: len(firsts)] == firsts, "not in the order asked for"
 
 
@@ -403,6 +423,7 @@ def seeds() -> Iterator[tuple[str, bytes]]:
         message4((53, b"\1"), (55, b"\1\3\6\x0c\x0f\x1a\x77\x35"), (61, b"\1" + GUEST_MAC)),
         message4((53, b"\3"), (50, GUEST4), (54, GATEWAY4), (55, b"\x77\x51\x43"), flags=0x8000),
         message4((53, b"\1"), (80, b"")),
+        message4((53, b"\3"), (50, FORMER4), (55, b"\x36\x35")),
         message4(),
         message4((53, b"\7")),
         message4((53, b"\1"), op=2),
