@@ -38,6 +38,7 @@ from passt.userspace.config.errors import UsageError
 from passt.userspace.config.model import ACCEL_EBPF
 from passt.userspace.config.resolve import plan_of, read_resolv_conf, resolve
 from passt.userspace.flow.rules import HOST
+from passt.userspace.forward.binding import has_many
 from passt.userspace.forward.forwarder import Forwarder
 from passt.userspace.forward.sockets import Here
 
@@ -153,11 +154,13 @@ class Startup:
         self.forwarder = Forwarder(self.config)
         self.forwarder.set_scope(HOST, self.config.v6.ifindex)
         if self.options.accel == ACCEL_EBPF:
-            self._open_gates()
+            rules = *self.config.rules, *self.config.rules_ns
+            if self.options.conf_path or any(map(has_many, rules)):
+                self._open_gates()
         self.forwarder.open_fixed(HOST, Here().call)
 
     def _open_gates(self) -> None:
-        """Get what it takes to have one socket for many ports, if that is wanted and possible."""
+        """Get what it takes to have one socket for many ports, if that is possible."""
         from passt.userspace.forward.gates import Gates
 
         options = self.options

@@ -31,7 +31,6 @@
 
 #define TCP 6
 #define INET 2
-#define INET6 10
 
 #define MAPPED bpf_htonl(0xffff)
 
@@ -51,6 +50,7 @@ struct listener {
 };
 
 struct place {
+	u64 netns;
 	u32 versions;
 	u32 ifindex;
 	u32 ifindex_mask;
@@ -72,40 +72,56 @@ BPF_ARRAY(taken, struct numbers, SLOTS);
 BPF_TABLE("sockmap", u32, u32, socks, SLOTS);
 BPF_RINGBUF_OUTPUT(bell, 1);
 
-// Whether something is in both places.  Few branches, as the verifier takes each both ways.
+// Few branches from here on, as the verifier takes each both ways.
+
+// All bits if x is not 0.  The compiler would make a comparison and a branch of it, if it knew.
+static inline u32 full(u32 x)
+{
+	asm volatile("" : "+r"(x));
+	return -((x | -x) >> 31);
+}
+
+// Whether something is in both places.
 static inline int meet(struct listener *own, struct place *other)
 {
+	u64 netns = own->netns ^ other->netns;
 	u32 address = (own->address[0] ^ other->address[0]) | (own->address[1] ^ other->address[1]) |
 		      (own->address[2] ^ other->address[2]) | (own->address[3] ^ other->address[3]);
 	u32 ifindex = own->ifindex ^ other->ifindex;
 
 	address &= own->address_mask & other->address_mask;
 	ifindex &= own->ifindex_mask & other->ifindex_mask;
-	return (own->versions & other->versions) && !(address | ifindex);
+	return (own->versions & other->versions) && !(netns | address | ifindex);
 }
 
 int lookup(struct bpf_sk_lookup *ctx)
 {
-	struct place arrival = {IPV4, 0, ~0, {}, ~0};
+	struct place arrival = {};
 	int verdict = SK_PASS;
 	u16 port = ctx->local_port;
-	u32 six = ctx->family == INET ? 0 : ~0;
+	u32 six = full(ctx->family ^ INET);
 	u32 slot;
 
 	if (ctx->protocol != TCP)
 		return SK_PASS;
+	arrival.versions = (IPV6 & six) | (IPV4 & ~six);
 	arrival.ifindex = ctx->ingress_ifindex;
-	arrival.versions = six ? IPV6 : IPV4;
+	arrival.ifindex_mask = ~0;
 	arrival.address[0] = (READ(ctx->local_ip6[0]) & six) | (READ(ctx->local_ip4) & ~six);
 	arrival.address[1] = ctx->local_ip6[1] & six;
 	arrival.address[2] = ctx->local_ip6[2] & six;
 	arrival.address[3] = ctx->local_ip6[3] & six;
+	arrival.address_mask = ~0;
 #pragma unroll
 	for (u32 n = 0; n < SLOTS; n++) {
 		slot = n;
 		struct listener *own = listeners.lookup(&slot);
 
-		if (!own || !meet(own, &arrival))
+		if (!own)
+			continue;
+		// The one that we are attached to.
+		arrival.netns = own->netns;
+		if (!meet(own, &arrival))
 			continue;
 
 		struct numbers *wanted = open.lookup(&slot);
@@ -132,10 +148,8 @@ int lookup(struct bpf_sk_lookup *ctx)
 int listening(struct bpf_sock_ops *ctx)
 {
 	struct place other = {};
-	u32 six = ctx->family == INET6 ? ~0 : 0;
+	u32 slot, record, six, mapped, a, b, c, d;
 	u16 port, count;
-	u32 slot, record;
-	u64 netns;
 
 	if (ctx->op != BPF_SOCK_OPS_TCP_LISTEN_CB)
 		return 1;
@@ -144,31 +158,31 @@ int listening(struct bpf_sock_ops *ctx)
 
 	if (!sock)
 		return 1;
+	six = full(ctx->family ^ INET);
+	a = (READ(ctx->local_ip6[0]) & six) | (READ(ctx->local_ip4) & ~six);
+	b = ctx->local_ip6[1] & six;
+	c = ctx->local_ip6[2] & six;
+	d = ctx->local_ip6[3] & six;
+	// An IPv4-mapped address is one of IPv4.
+	mapped = six & ~full(a | b | (c ^ MAPPED));
+	other.address[0] = a | (d & mapped);
+	other.address[1] = b;
+	other.address[2] = c & ~mapped;
+	other.address[3] = d & ~mapped;
+	other.address_mask =
+		full(other.address[0] | other.address[1] | other.address[2] | other.address[3]);
+	// The wildcard of IPv6 may include IPv4 or not: that we do not see.
+	other.versions = (IPV4 & (~six | mapped | ~other.address_mask)) | (IPV6 & six & ~mapped);
 	other.ifindex = sock->bound_dev_if;
-	other.ifindex_mask = other.ifindex ? ~0 : 0;
-	other.versions = six ? IPV6 : IPV4;
-	other.address[0] = (READ(ctx->local_ip6[0]) & six) | (READ(ctx->local_ip4) & ~six);
-	other.address[1] = ctx->local_ip6[1] & six;
-	other.address[2] = ctx->local_ip6[2] & six;
-	other.address[3] = ctx->local_ip6[3] & six;
-	if (six && !(other.address[0] | other.address[1]) && other.address[2] == MAPPED) {
-		other.versions = IPV4;
-		other.address[0] = other.address[3];
-		other.address[2] = other.address[3] = 0;
-	}
-	if (other.address[0] | other.address[1] | other.address[2] | other.address[3])
-		other.address_mask = ~0;
-	else if (six)
-		// With or without IPv4: that we do not see.
-		other.versions = IPV4 | IPV6;
-	netns = bpf_get_netns_cookie(ctx);
+	other.ifindex_mask = full(other.ifindex);
+	other.netns = bpf_get_netns_cookie(ctx);
 	port = ctx->local_port;
 #pragma unroll
 	for (u32 n = 0; n < SLOTS; n++) {
 		slot = n;
 		struct listener *own = listeners.lookup(&slot);
 
-		if (!own || own->netns != netns || !meet(own, &other))
+		if (!own || !meet(own, &other))
 			continue;
 
 		struct numbers *wanted = open.lookup(&slot);

@@ -23,13 +23,14 @@ from passt.userspace.flow.rules import (
     Rule,
     RuleTable,
 )
-from passt.userspace.forward.lookup import LEAST, Gate
-from passt.userspace.forward.portset import runs_in, span
+from passt.userspace.forward.binding import MANY
+from passt.userspace.forward.lookup import Gate
+from passt.userspace.forward.portset import portset, runs_in, span
 from passt.userspace.forward.side import ForwardError
 from tests.unit.lookup_world import LookupWorld, serve_by
 
 FIRST = 20000
-LAST = FIRST + LEAST - 1
+LAST = FIRST + MANY - 1
 LISTENER = 50001
 
 MakeWorld = Callable[..., LookupWorld]
@@ -145,7 +146,7 @@ def test_no_ipv6_here(make_world: MakeWorld) -> None:
     world.host.call = call  # type: ignore[method-assign]
     world.start()
     assert world.maps.places[0].versions == IPV4
-    assert len(world.maps.opened()) == LEAST
+    assert len(world.maps.opened()) == MANY
 
 
 # Who has to yield at start.
@@ -185,7 +186,7 @@ def test_bound_where_it_does_not_matter(make_world: MakeWorld) -> None:
     world = make_world(tcp(address=b"\x7f\0\0\1"))
     world.scan.bound = lambda: span(FIRST, FIRST + 3)  # type: ignore[method-assign]
     world.start()
-    assert len(world.maps.opened()) == LEAST
+    assert len(world.maps.opened()) == MANY
     # One for the first port, by which we learn of privilege, and one for each of the four.
     tried = [spec.plain()[3] for spec in world.host.specs]
     assert tried.count(("127.0.0.1", FIRST)) == 2
@@ -244,7 +245,7 @@ def test_other_instances_were_there_first(make_world: MakeWorld) -> None:
     elsewhere = Claim(Place(IPV6), bytes(numbers))
     world = make_world(tcp(address=bytes(4)), claims=[elsewhere])
     world.start()
-    assert len(world.maps.opened()) == LEAST
+    assert len(world.maps.opened()) == MANY
 
 
 # Who has to yield later.
@@ -255,7 +256,7 @@ def test_program_that_listens_later(make_world: MakeWorld, messages: list[str]) 
     port = FIRST + 9
     world.occupy(port)
     assert port not in world.maps.opened()
-    assert len(world.maps.opened()) == LEAST - 1
+    assert len(world.maps.opened()) == MANY - 1
     assert messages == [f"Listen failed for HOST TCP port */{port}: Address already in use"]
     for _ in range(3):
         world.loop.wait()
@@ -263,7 +264,7 @@ def test_program_that_listens_later(make_world: MakeWorld, messages: list[str]) 
     assert len(messages) == 1
     world.host.others.clear()
     world.loop.wait()
-    assert len(world.maps.opened()) == LEAST
+    assert len(world.maps.opened()) == MANY
 
 
 def test_program_that_listens_and_ends_at_once(make_world: MakeWorld, messages: list[str]) -> None:
@@ -271,7 +272,7 @@ def test_program_that_listens_and_ends_at_once(make_world: MakeWorld, messages: 
     world.maps.listens(FIRST)
     assert FIRST not in world.maps.opened()
     world.ring()
-    assert len(world.maps.opened()) == LEAST
+    assert len(world.maps.opened()) == MANY
     assert not messages
 
 
@@ -308,7 +309,7 @@ def test_bell_that_has_lost_something(make_world: MakeWorld) -> None:
         world.maps.listens(port, ring=False)
     world.maps.more = True
     world.ring()
-    assert len(world.maps.opened()) == LEAST
+    assert len(world.maps.opened()) == MANY
 
 
 def test_bell_for_what_is_not_open_any_more(make_world: MakeWorld) -> None:
@@ -323,7 +324,7 @@ def test_bell_for_what_is_not_open_any_more(make_world: MakeWorld) -> None:
 
 
 def test_own_port_among_those_of_a_rule(make_world: MakeWorld) -> None:
-    world = make_world(tcp(LISTENER - 10, LISTENER + LEAST)).start()
+    world = make_world(tcp(LISTENER - 10, LISTENER + MANY)).start()
     assert LISTENER in world.maps.opened()
     world.ring()
     world.loop.wait()
@@ -356,7 +357,7 @@ def test_rules_come_and_go(make_world: MakeWorld) -> None:
     assert not world.host.bound
     assert len(world.maps.free) == SLOTS
     assert replace(world, [one]) == []
-    assert len(world.maps.opened()) == LEAST
+    assert len(world.maps.opened()) == MANY
 
 
 def test_new_rule_meets_a_program(make_world: MakeWorld) -> None:
@@ -364,7 +365,7 @@ def test_new_rule_meets_a_program(make_world: MakeWorld) -> None:
     world.host.others.add((IPPROTO_TCP, FIRST))
     told = replace(world, [tcp()])
     assert told == [f"Listen failed for HOST TCP port */{FIRST}: Address already in use"]
-    assert len(world.maps.opened()) == LEAST - 1
+    assert len(world.maps.opened()) == MANY - 1
 
 
 def test_more_places_than_listeners(make_world: MakeWorld) -> None:
@@ -373,7 +374,7 @@ def test_more_places_than_listeners(make_world: MakeWorld) -> None:
     rules = [tcp(address=bytes([127, 0, 0, n])) for n in range(1, SLOTS + 2)]
     replace(world, rules)
     assert len(world.maps.places) == SLOTS
-    assert len(world.host.listening(IPPROTO_TCP)) == SLOTS + LEAST
+    assert len(world.host.listening(IPPROTO_TCP)) == SLOTS + MANY
 
 
 def test_listener_that_cannot_be_served(
@@ -393,10 +394,13 @@ def test_claims_are_of_the_start(make_world: MakeWorld) -> None:
     world = make_world(claims=[Claim(Place(IPV4), numbers)]).start()
     assert isinstance(world.gate, Gate)
     assert replace(world, [tcp()]) == []
-    assert len(world.maps.opened()) == LEAST
+    assert len(world.maps.opened()) == MANY
 
 
 def test_runs_of_ports() -> None:
+    assert portset(range(5, 9)) == portset([5, 6, 7, 8]) == span(5, 8)
+    assert portset(range(5, 9, 2)) == portset([5, 7])
+    assert portset(range(5, 5)) == 0
     assert runs_in(0) == []
     assert runs_in(1 << 65535) == [(65535, 65535)]
     assert runs_in(span(1, 5) | span(7, 7) | span(9, 10)) == [(1, 5), (7, 7), (9, 10)]

@@ -11,7 +11,7 @@ import errno
 import os
 
 from passt.userspace import log
-from passt.userspace.flow.rules import PIF_NAMES, PROTOCOL_NAMES
+from passt.userspace.flow.rules import IPPROTO_TCP, PIF_NAMES, PROTOCOL_NAMES
 from passt.userspace.forward.portset import portset
 from passt.userspace.forward.sockets import NO_IPV6
 
@@ -39,8 +39,17 @@ if TYPE_CHECKING:
 #: Privilege that is not there now will not be there later.
 _HOPELESS = frozenset((errno.EACCES, errno.EPERM))
 
+#: Fixed TCP rules for as many ports as this may be served by one socket for all of them
+#: (:mod:`passt.userspace.forward.lookup`).
+MANY = 256
+
 #: Nothing more can be opened, whatever it is.
 EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS))
+
+
+def has_many(rule: Rule) -> bool:
+    """Whether ``rule`` is for :data:`MANY` ports."""
+    return rule.protocol == IPPROTO_TCP and not rule.auto and rule.sockets >= MANY
 
 
 class Binding:

@@ -10,7 +10,8 @@ from passt.kernel.ebpf.acquire import UnavailableError
 from passt.kernel.ebpf.lookup import acquire, claims
 from passt.userspace import log
 from passt.userspace.flow.rules import HOST, SPLICE
-from passt.userspace.forward.lookup import Gate, takes
+from passt.userspace.forward.binding import has_many
+from passt.userspace.forward.lookup import Gate
 from passt.userspace.forward.proclist import open_port_lists
 from passt.userspace.forward.scan import scan_of
 from passt.userspace.forward.sockets import Here
@@ -37,11 +38,11 @@ class Gates:
         """Load programs, and tell the user; with ``control`` rules may come later, on HOST."""
         self._maps: dict[int, PortMaps] = {}
         tables = {HOST: config.rules, SPLICE: config.rules_ns}
-        needed = any(takes(rule) for rules in tables.values() for rule in rules)
+        needed = any(has_many(rule) for rules in tables.values() for rule in rules)
         pifs = [
             pif
             for pif, rules in tables.items()
-            if any(map(takes, rules)) or (control and pif == HOST)
+            if any(map(has_many, rules)) or (control and pif == HOST)
         ]
         how = ""
         try:

@@ -1,9 +1,10 @@
 """Rules for many ports that are served by one listening socket, as the kernel leads it all there.
 
 A socket for each port takes 20 µs, 4 kB of the kernel's memory and a descriptor.  Where there is a
-:class:`Gate` (``--accel=ebpf``, and privilege), fixed TCP rules for at least :data:`LEAST` ports
-have one for all ports of all rules with the same address and interface instead, and a number per
-port in memory that we share with the kernel (:mod:`passt.kernel.ebpf.lookup`).
+:class:`Gate` (``--accel=ebpf``, and privilege), fixed TCP rules for at least
+:data:`~passt.userspace.forward.binding.MANY` ports have one for all ports of all rules with the
+same address and interface instead, and a number per port in memory that we share with the kernel
+(:mod:`passt.kernel.ebpf.lookup`).
 
 Which ports can be had is decided as if each were bound:
 
@@ -28,8 +29,7 @@ import struct
 from passt.kernel.ebpf.lookup_layout import IPV4, IPV6, Place
 from passt.syscalls import bare_socket as socket
 from passt.userspace import log
-from passt.userspace.flow.rules import IPPROTO_TCP
-from passt.userspace.forward.binding import Binding
+from passt.userspace.forward.binding import Binding, has_many
 from passt.userspace.forward.portset import ports_in, portset, runs_in
 from passt.userspace.forward.sockets import NO_IPV6
 from passt.userspace.loop import EPOLLIN
@@ -49,9 +49,6 @@ if TYPE_CHECKING:
 
     #: Has ports of a binding opened.
     Open = Callable[[Binding, Iterable[int]], None]
-
-#: Ports of a rule from which on it is served like this.
-LEAST = 256
 
 #: Seconds from one look at ports that others took to the next.
 REST = 0.05
@@ -120,7 +117,7 @@ class Gate:
 
     def bind(self, rule: Rule, pif: int, plans: list[Plan]) -> Binding:
         """A binding for ``rule``, served by this gate if that is worth it."""
-        if takes(rule):
+        if has_many(rule):
             return LookupBinding(rule, pif, plans, self)
         return Binding(rule, pif, plans)
 
@@ -269,21 +266,21 @@ class LookupBinding(Binding):
 
     def at_once(self, ports: Iterable[int], make: Make) -> bool:
         """Open ``ports``; those that cannot be are in ``failed``.  False if we cannot do it."""
-        wanted = list(ports)
+        wanted = portset(ports)
         try:
             if not self._joined(make):
                 return False
         except OSError as error:
-            for port in wanted:
+            for port in ports_in(wanted):
                 self._fail(port, error.errno or errno.EIO)
             return True
         listener = self._listener
         assert listener is not None
         failed = self._gate.open(
-            listener, portset(wanted), lambda bits: self._obstacles(bits, listener.place, make)
+            listener, wanted, lambda bits: self._obstacles(bits, listener.place, make)
         )
         self._tried = True
-        opened = portset(wanted) & ~portset(failed)
+        opened = wanted & ~portset(failed)
         self._open |= opened
         for port, number in failed.items():
             self._fail(port, number)
@@ -349,53 +346,62 @@ class LookupBinding(Binding):
 
     def _obstacles(self, ports: int, place: Place, make: Make) -> dict[int, int]:
         """Errors that sockets for ``ports`` of the set would meet."""
-        failed: dict[int, int] = {}
-        if not self._tried:
-            lowest = self._lowest(ports, make)
-            denied = ports & ((1 << lowest) - 1)
-            failed.update(dict.fromkeys(ports_in(denied), errno.EACCES))
-            claimed = ports & self._gate.claimed(place)
-            failed.update(dict.fromkeys(ports_in(claimed), errno.EADDRINUSE))
-        candidates = ports_in(ports & self._gate.bound() & ~portset(failed))
-        for port, number in zip(candidates, self._attempts(candidates, make), strict=True):
-            if number:
-                # Privilege that we had at start is not missing now.
-                denied_later = self._tried and number == errno.EACCES
-                failed[port] = errno.EADDRINUSE if denied_later else number
+        if self._tried:
+            return self._still(ports, make)
+        lowest = self._lowest(ports, make)
+        denied = ports & ((1 << lowest) - 1)
+        claimed = ports & ~denied & self._gate.claimed(place)
+        rest = ports_in(ports & ~denied & ~claimed & self._gate.bound())
+        return {
+            **dict.fromkeys(ports_in(denied), errno.EACCES),
+            **dict.fromkeys(ports_in(claimed), errno.EADDRINUSE),
+            **self._attempts(rest, make),
+        }
+
+    def _still(self, ports: int, make: Make) -> dict[int, int]:
+        """The same for ports that have been tried before, which may be every second."""
+        if ports.bit_count() > _BATCH:
+            ports &= self._gate.bound()
+        failed = self._attempts(ports_in(ports), make)
+        denied = portset(port for port, number in failed.items() if number == errno.EACCES)
+        if denied:
+            # Privilege that we had at start: so somebody has the port, or it is free.
+            bound = self._gate.bound()
+            for port in ports_in(denied):
+                if bound >> port & 1:
+                    failed[port] = errno.EADDRINUSE
+                else:
+                    del failed[port]
         return failed
 
     def _lowest(self, ports: int, make: Make) -> int:
         """The lowest of ``ports`` that we may bind, by trying; one more than the last if none."""
         first, last = (ports & -ports).bit_length() - 1, ports.bit_length() - 1
-        if ports == 0 or self._attempts([first], make)[0] != errno.EACCES:
+        if ports == 0 or self._attempts([first], make).get(first) != errno.EACCES:
             return 0
         # From some port on all may be bound: net.ipv4.ip_unprivileged_port_start.
         denied, allowed = first, last + 1
         while allowed - denied > 1:
             middle = (denied + allowed) // 2
-            if self._attempts([middle], make)[0] == errno.EACCES:
+            if self._attempts([middle], make).get(middle) == errno.EACCES:
                 denied = middle
             else:
                 allowed = middle
         return allowed
 
-    def _attempts(self, ports: Sequence[int], make: Make) -> list[int]:
-        """What binding sockets to ``ports`` meets: error numbers, 0 for none."""
-        numbers = []
+    def _attempts(self, ports: Sequence[int], make: Make) -> dict[int, int]:
+        """Errors that binding sockets to ``ports`` meets, by trying."""
+        failed = {}
         spec = self._plans[0].spec
+        own = self._gate.own
         for start in range(0, len(ports), _BATCH):
-            for sock in make([spec(port) for port in ports[start : start + _BATCH]]):
+            batch = [port for port in ports[start : start + _BATCH] if not own >> port & 1]
+            for port, sock in zip(batch, make([spec(port) for port in batch]), strict=True):
                 if isinstance(sock, OSError):
-                    numbers.append(sock.errno or errno.EIO)
+                    failed[port] = sock.errno or errno.EIO
                 else:
                     sock.close()
-                    numbers.append(0)
-        return numbers
-
-
-def takes(rule: Rule) -> bool:
-    """Whether a rule is to be served by a gate, if there is one."""
-    return rule.protocol == IPPROTO_TCP and not rule.auto and rule.sockets >= LEAST
+        return failed
 
 
 def _place(sock: socket.socket) -> Place:

@@ -15,7 +15,9 @@ _BYTES = 8192
 
 
 def portset(ports: Iterable[int]) -> int:
-    """The set of ``ports``, each 0 to 65535."""
+    """The set of ``ports``, each 0 to 65535; at once if they are a range."""
+    if isinstance(ports, range) and ports.step == 1 and ports:
+        return span(ports[0], ports[-1])
     field = bytearray(_BYTES)
     for port in ports:
         field[port >> 3] |= 1 << (port & 7)

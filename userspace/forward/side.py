@@ -212,7 +212,7 @@ class Side:
     def open(self, binding: Binding, ports: Iterable[int]) -> None:
         """Have ``ports`` of ``binding`` opened, from the next round on."""
         assert self.opener is not None
-        ports = list(ports)
+        ports = ports if isinstance(ports, range) else list(ports)
         if binding.at_once(ports, self.opener.call):
             self.report(binding.news())
             if self.idle:
