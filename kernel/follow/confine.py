@@ -4,6 +4,10 @@ The root becomes an empty file system with read-only mounts of the directories i
 resolv.conf lies, or with nothing.  Changes there are seen; nothing else of the system is.  What may
 be opened there is what anybody may: there is no capability that would override modes.
 
+Who has no id in the user namespace, as root who became nobody and joined somebody's, can make no
+directories, not even there.  Then the directory of the file, without those of links to it, is the
+root itself.
+
 CAP_NET_ADMIN stays, in the user namespace that owns the network namespace, as each request to the
 kernel is checked against who sends it.  The system calls are listed in
 :data:`passt.kernel.seccomp.follower.FOLLOWER`.
@@ -15,6 +19,7 @@ from __future__ import annotations
 
 import os
 import resource
+from errno import EOVERFLOW
 
 from passt.kernel import capabilities
 from passt.kernel.seccomp.follower import FOLLOWER
@@ -48,22 +53,27 @@ _ROOM = "nr_inodes=64,size=64k,mode=755"
 NET_ADMIN = caps.mask(caps.CAP_NET_ADMIN)
 
 
-def enter_root(folders: list[str], *, chroot_fallback: bool = False) -> None:
+def enter_root(folders: list[str], sole: str = "", *, chroot_fallback: bool = False) -> bool:
     """Leave the system's namespaces, but for a read-only view of ``folders``; OSError.
 
-    Takes CAP_SYS_ADMIN, and CAP_SYS_CHROOT for the fallback where a root cannot be pivoted.
+    False if the folder ``sole`` has become the root in place of that.  Takes CAP_SYS_ADMIN, and
+    CAP_SYS_CHROOT for the fallback where a root cannot be pivoted.
     """
     unshare(CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS)
     # What the host mounts over the file later on is to be seen, nothing is to be seen there.
     mount(None, "/", flags=MS_SLAVE | MS_REC)
     mount("tmpfs", _PLACE, "tmpfs", _SAFE, _ROOM)
-    for folder in folders:
-        if folder == _PLACE or folder.startswith(_PLACE + "/"):
-            continue
-        place = _PLACE + folder
-        os.makedirs(place, 0o755, exist_ok=True)
-        mount(folder, place, flags=MS_BIND | MS_REC)
-        mount(None, place, flags=MS_REMOUNT | MS_BIND | MS_RDONLY | _SAFE)
+    complete = True
+    try:
+        for folder in folders:
+            if folder != _PLACE and not folder.startswith(_PLACE + "/"):
+                os.makedirs(_PLACE + folder, 0o755, exist_ok=True)
+                _show(folder, _PLACE + folder)
+    except OSError as error:
+        if error.errno != EOVERFLOW:
+            raise
+        complete = False
+        _show(sole, _PLACE)
     mount(None, _PLACE, flags=MS_REMOUNT | MS_BIND | MS_RDONLY | _SAFE)
     os.chdir(_PLACE)
     try:
@@ -75,6 +85,13 @@ def enter_root(folders: list[str], *, chroot_fallback: bool = False) -> None:
     else:
         umount(".", MNT_DETACH | UMOUNT_NOFOLLOW)
     os.chdir("/")
+    return complete
+
+
+def _show(folder: str, place: str) -> None:
+    """Mount ``folder`` at ``place``, for reading."""
+    mount(folder, place, flags=MS_BIND | MS_REC)
+    mount(None, place, flags=MS_REMOUNT | MS_BIND | MS_RDONLY | _SAFE)
 
 
 def give_up() -> None:

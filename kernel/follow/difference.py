@@ -24,7 +24,12 @@ import struct
 from passt.kernel.netlink import uapi
 from passt.kernel.netlink.attributes import FormError, pack, pack_u32, parse, walk
 from passt.kernel.netlink.namespace import reachable
-from passt.kernel.netlink.records import ADDRESS_HEADER, ROUTE_HEADER, parse_address
+from passt.kernel.netlink.records import (
+    ADDRESS_HEADER,
+    ROUTE_HEADER,
+    ROUTE_PROTOCOL,
+    parse_address,
+)
 from passt.kernel.netlink.retarget import connected_key, retarget_address, retarget_route
 from passt.kernel.netlink.template import copied_addresses
 
@@ -37,7 +42,8 @@ if TYPE_CHECKING:
 
     #: Our end and prefix length.
     AddressKey = tuple[bytes, int]
-    RouteKey = tuple[object, ...]
+    #: Bytes, as there may be a hundred thousand of them.
+    RouteKey = bytes
 
 #: struct ifa_cacheinfo: preferred and valid lifetime in seconds, two timestamps.
 _CACHEINFO = struct.Struct("=IIII")
@@ -58,11 +64,14 @@ def route_key(body: bytes) -> RouteKey:
     if len(body) < ROUTE_HEADER.size:
         raise FormError("short route message")
     found = parse(body, ROUTE_HEADER.size)
-    family, dst_len, src_len, tos, table = ROUTE_HEADER.unpack_from(body)[:5]
-    hops = found.pop(uapi.RTA_MULTIPATH, None)
-    parts = [found.get(kind, b"") for kind in _ROUTE_ATTRIBUTES]
+    parts = [body[:ROUTE_PROTOCOL]]
+    for kind in _ROUTE_ATTRIBUTES:
+        value = found.get(kind, b"")
+        parts.append(len(value).to_bytes(2, "big"))
+        parts.append(value)
     # The state of a hop, and that of a route, are no part of its identity.
-    return (family, dst_len, src_len, tos, table, _hops_key(hops), *parts)
+    parts.append(_hops_key(found.get(uapi.RTA_MULTIPATH)))
+    return b"".join(parts)
 
 
 def _hops_key(data: bytes | None) -> bytes:

@@ -24,7 +24,7 @@ from passt.kernel.follow.difference import wanted_addresses, wanted_routes
 from passt.kernel.follow.host import read_host
 from passt.kernel.follow.monitor import Monitor
 from passt.kernel.follow.pace import Pace
-from passt.kernel.follow.resolver import Resolver, directories
+from passt.kernel.follow.resolver import PATH, Resolver, directories
 from passt.kernel.follow.settle import Settler
 from passt.kernel.follow.start import Report, send
 from passt.kernel.netlink.channel import ChannelClosedError
@@ -68,11 +68,14 @@ def follow(sock: socket.socket, task: Task) -> None:
             record = file.read()
     report = Report()
     folders = directories() if task.resolvers else []
-    confine.enter_root(folders, chroot_fallback=task.chroot_fallback)
+    path = PATH
+    folder, name = os.path.split(os.path.realpath(path))
+    if not confine.enter_root(folders, folder, chroot_fallback=task.chroot_fallback):
+        folders, path = ["/"], f"/{name}"
     resolver = None
     if task.resolvers:
         try:
-            resolver = Resolver(folders)
+            resolver = Resolver(folders, path)
         except OSError as error:
             report.notes.append(("warning", f"resolv.conf is not followed: {error.strerror}"))
     setns(task.netns, CLONE_NEWNET)
@@ -213,6 +216,10 @@ class Following:
                 raise ChannelClosedError
             withdrawn, report = report.withdrawn, Report()
             report.withdrawn = withdrawn
+        for settler in self._settlers.values():
+            if settler.source is not None:
+                # There may be many, and the next look reads them anew.
+                settler.source.routes.clear()
         for own, addresses, routes in steps:
             problems = apply(self._inside, self._task.ifindex, own, addresses, routes)
             report.notes += [

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.system.kit.clients import Clients
 from tests.system.kit.laptop import (
     HOST6,
     ROUTER6,
@@ -33,8 +34,6 @@ from tests.system.start.runner import alive, status, wait_gone
 
 pytestmark = [pytest.mark.system, pytest.mark.usefixtures("ours_only")]
 
-NET_ADMIN = f"{1 << 12:016x}"
-NOTHING = "0" * 16
 PORT = 7100
 
 Start = Callable[..., Pasta]
@@ -272,24 +271,31 @@ def test_namespace_that_configures_itself(laptop: Laptop, start: Start) -> None:
     assert addresses(pasta.ns, 4) == []
 
 
-def test_sandbox(laptop: Laptop, start: Start) -> None:
-    """What the process has left: one capability, a directory, and six descriptors."""
+def test_clients_hear_of_it(laptop: Laptop, start: Start, tmp_path: Path) -> None:
+    """The kernel's router discovery by itself, and DHCP when the lease is renewed."""
     laptop.address_a()
-    pasta = start()
-    pid = follower_of(pasta)
-    state = status(pid)
-    assert state["CapEff"] == state["CapPrm"] == NET_ADMIN
-    assert state["CapInh"] == state["CapAmb"] == state["CapBnd"] == NOTHING
-    assert (state["NoNewPrivs"], state["Threads"]) == ("1", "1")
-    assert state["Uid"] == status(pasta.process.pid)["Uid"]
-    root = Path(f"/proc/{pid}/root")
-    assert {path.name for path in root.iterdir()} <= {"etc", "run"}
-    assert os.statvfs(root).f_flag & os.ST_RDONLY
-    assert os.statvfs(root / "etc").f_flag & os.ST_RDONLY
-    links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
-    kinds = sorted(link.partition(":[")[0] for link in links if "/null" not in link)
-    assert kinds == ["anon_inode:inotify", *["socket"] * 4]
-    assert os.readlink(f"/proc/{pid}/ns/net") == os.readlink(pasta.ns.path)
+    pasta = start("--follow", "-d", config_net=False)
+    ns, device = pasta.ns_as_root, pasta.interface()
+    ns.sysctl(f"net/ipv6/conf/{device}/accept_ra", 1)
+    ns.sysctl(f"net/ipv6/conf/{device}/router_solicitation_delay", 0)
+    ns.ip(f"link set dev {device} up\n")
+    clients = Clients(ns, device, tmp_path)
+    client = clients.udhcpc("-O", "lease")
+    bound = clients.events.wait("bound")
+    assert (bound["ip"], bound["lease"]) == (A, "300")
+    becomes(lambda: len(default_routes(ns, 6)), 1)
+    assert addresses(ns, 6) == []
+
+    laptop.ipv6_appears()
+    prefix = HOST6.rpartition("::")[0]
+    becomes(lambda: [a.startswith(prefix) for a in addresses(ns, 6)], [True])
+
+    laptop.address_b()
+    wait_for(lambda: f"{B}/24" in pasta.messages(), what="the new address")
+    seen = len(clients.events.all())
+    client.send_signal(signal.SIGUSR1)
+    assert clients.events.wait("bound", after=seen)["ip"] == B
+    assert "deconfig" in clients.events.reasons()[seen:]
 
 
 def test_idle_costs_nothing(laptop: Laptop, start: Start) -> None:

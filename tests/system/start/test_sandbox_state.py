@@ -199,6 +199,51 @@ def test_state(instance: Instance) -> None:
     assert os.stat(f"/proc/{instance.pid}/environ").st_uid == owner
 
 
+def follower_of(instance: Instance) -> int:
+    """The process that follows the host's network, once it is in its sandbox; 0 if not yet.
+
+    It is in the network namespace that the second thread is in, and has the same words.
+    """
+    (thread,) = (int(t) for t in os.listdir(f"/proc/{instance.pid}/task") if int(t) != instance.pid)
+    namespace = instance.link(f"task/{thread}/ns/net")
+    words = Path(f"/proc/{instance.pid}/cmdline").read_bytes()
+    for name in os.listdir("/proc"):
+        path = Path("/proc") / name
+        try:
+            if not name.isdigit() or int(name) == instance.pid:
+                continue
+            if (path / "cmdline").read_bytes() != words:
+                continue
+            if os.readlink(path / "ns/net") == namespace and status(int(name))["Seccomp"] == "2":
+                return int(name)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return 0
+
+
+def test_follower(instance: Instance) -> None:
+    """One capability, a view of a directory or two, and next to nothing open."""
+    pid = wait_for(lambda: follower_of(instance), what="follower in its sandbox")
+    state = status(pid)
+    assert state["Uid"].split() == [str(instance.uid)] * 4
+    assert state["CapPrm"] == state["CapEff"] == f"{1 << 12:016x}"
+    assert state["CapInh"] == state["CapAmb"] == state["CapBnd"] == NOTHING
+    assert (state["NoNewPrivs"], state["Groups"], state["Threads"]) == ("1", "", "1")
+    assert (state["Seccomp"], state["Seccomp_filters"]) == ("2", "1")
+    root = Path(f"/proc/{pid}/root")
+    if (root / "etc").exists():
+        assert set(os.listdir(root)) <= {"etc", "run"}
+        assert os.statvfs(root / "etc").f_flag & os.ST_RDONLY
+    else:
+        # Nobody, without an id in the user namespace: the one directory is the root.
+        assert instance.uid == NOBODY or instance.starter.root
+        assert (root / Path("/etc/resolv.conf").resolve().name).exists()
+    assert os.statvfs(root).f_flag & os.ST_RDONLY
+    links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+    kinds = sorted(link.partition(":[")[0] for link in links if not link.endswith("/null"))
+    assert kinds == ["anon_inode:inotify", *["socket"] * 4]
+
+
 #: What descriptors may refer to.
 ALLOWED = re.compile(
     r"(socket|pipe):\[\d+\]"
