@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from typing import Any
 
 import pytest
 
@@ -170,11 +171,15 @@ def test_established_connections_do_not_count() -> None:
 def test_scan_of_one_address_leaves_places_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
 
-    def unreachable(_self: socket.socket, address: tuple[str, int]) -> int:
-        tried.append(address[0])
-        return errno.ENETUNREACH
+    class Unreachable(socket.socket):
+        """Of a network without routes."""
 
-    monkeypatch.setattr("passt.userspace.tcp.tcp.socket.socket.connect_ex", unreachable)
+        def connect_ex(self, address: Any) -> int:
+            """Fail, and remember."""
+            tried.append(address[0])
+            return errno.ENETUNREACH
+
+    monkeypatch.setattr("passt.userspace.tcp.tcp.socket.socket", Unreachable)
     with Host(limit=4000) as host:
         for number in range(2000):
             host.time += 0.0004
