@@ -155,6 +155,23 @@ def test_unreadable_lists_keep_what_was_known(file: int, monkeypatch: pytest.Mon
     ports.close()
 
 
+def test_lists_without_bound_keep_what_was_known(
+    file: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guest may have a million sockets."""
+    lines: list[str] = []
+    monkeypatch.setattr(log, "limited", lambda _k, _l, msg, *args: lines.append(msg % args))
+    ports = PortList(os.dup(file), tcp=False, v6=False)
+    fill(file, TCP_HEAD, line4(0, 22, "07"))
+    assert ports_in(ports.ports()) == [22]
+    fill(file, TCP_HEAD, *(line4(index, 1 + index, "07") for index in range(60000)))
+    assert len(ports_in(ports.ports())) == 60000
+    fill(file, TCP_HEAD, *[line4(0, 23, "07")] * 200000)
+    assert len(ports_in(ports.ports())) == 60000
+    assert lines == ["Couldn't read list of ports: File too large"]
+    ports.close()
+
+
 @pytest.mark.parametrize("port", [b"00g6", b"+016", b" 16 ", b"1_16", b""])
 def test_lists_that_are_not_understood_keep_what_was_known(
     file: int, port: bytes, monkeypatch: pytest.MonkeyPatch

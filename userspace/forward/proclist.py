@@ -26,6 +26,7 @@ Sources: proc_pid_net(5); networking/proc_net_tcp.rst of the kernel's documentat
 
 from __future__ import annotations
 
+import errno
 import os
 
 from passt.userspace import log
@@ -39,6 +40,9 @@ _UDP_UNCONNECTED = b"07"
 
 #: More than the kernel returns at once, which is a page.
 _READ_SIZE = 8192
+
+#: Bytes of a file that are read, which are some 100,000 sockets: there may be any number.
+_LIMIT = 16 << 20
 
 
 def open_port_lists() -> list[int | None]:
@@ -103,11 +107,15 @@ class PortList:
         os.close(self._fd)
 
     def _read(self) -> bytes:
-        """The file, as far as it may tell of listening sockets."""
+        """The file, as far as it may tell of listening sockets; OSError if that is too much."""
         fd = self._fd
         chunks = []
+        left = _LIMIT
         os.lseek(fd, 0, os.SEEK_SET)
         while chunk := os.read(fd, _READ_SIZE):
+            left -= len(chunk)
+            if left < 0:
+                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
             chunks.append(chunk)
             if self._listening_first and _last_state(chunk) not in (_TCP_LISTEN, b""):
                 break
