@@ -6,6 +6,7 @@ The guest is an ordinary program in the namespace, so that its kernel reports wh
 from __future__ import annotations
 
 import hashlib
+import os
 import socket
 import struct
 import threading
@@ -16,7 +17,8 @@ import pytest
 from tests.system.conftest import StartPasta
 from tests.system.kit import topology as net
 from tests.system.kit.netns import Netns, wait_for
-from tests.system.kit.pasta import Pasta
+from tests.system.kit.pasta import Pasta, Program
+from tests.system.kit.users import User
 
 pytestmark = [pytest.mark.system, pytest.mark.usefixtures("ours_only")]
 
@@ -312,6 +314,40 @@ def test_port_that_the_guest_sends_to(
 def spoken(guest: Station, other: Station, group: str) -> bool:
     guest.send(b"hello", group, 7777)
     return other.get()[0] == b"hello"
+
+
+#: Ask every second, for answers within one, and forget after four.
+HURRY = """
+from passt.userspace.wire import membership
+membership.QUERY_INTERVAL = membership.RESPONSE_TIME = 1
+from passt.userspace.multicast import translator
+translator.LIFETIME = 4
+"""
+
+
+def test_members_that_are_asked_answer(
+    program: Program, host: Netns, user: User, folder: str
+) -> None:
+    """The guest's kernel takes our queries for those of a router, and confirms what it joined."""
+    path = os.path.join(folder, "hurry")
+    os.makedirs(path)
+    with open(os.path.join(path, "sitecustomize.py"), "w") as file:
+        file.write(HURRY)
+    hurried = Program(["env", f"PYTHONPATH={path}", *program.argv])
+    pasta = Pasta(hurried, host, user, "-u", "5004")
+    groups = [STREAM[4], STREAM[6]]
+    guests = [guest_of(pasta, v, 5004).join(group) for v, group in zip((4, 6), groups, strict=True)]
+    for group in groups:
+        wait_joined(host, group)
+    time.sleep(6)
+    assert all(joined(host, group) for group in groups)
+    # Nobody answers any more, as if the guest had been reset.
+    pasta.ns_as_root.ip("link set dev eth0 down\n")
+    for group in groups:
+        wait_joined(host, group, left=True)
+    for guest in guests:
+        guest.sock.close()
+    pasta.close()
 
 
 def test_off(start_pasta: StartPasta, remote: Netns, host: Netns, version: int) -> None:

@@ -12,11 +12,16 @@ import pytest
 
 from passt.userspace.flow.table import Flow
 from passt.userspace.icmp.flow import EchoFlow
+from passt.userspace.multicast.sending import GroupFlow
+from passt.userspace.multicast.translator import Member
 from passt.userspace.splice.flow import SplicedTcp
 from passt.userspace.tcp.flow import TcpFlow
 from passt.userspace.udp.flow import UdpFlow
 from passt.userspace.udp.spliced import SplicedFlow
+from passt.userspace.wire.membership import TO_EXCLUDE, TO_INCLUDE
 from tests.unit import test_icmp_errors
+from tests.unit.fakes import run_until
+from tests.unit.multicast_rig import GROUP, GroupRig
 from tests.unit.splice_kit import Bypass
 from tests.unit.tcp_kit import ACK, SYN, Guest, Host
 from tests.unit.test_icmp_errors import sent
@@ -93,6 +98,50 @@ def test_udp(version: int) -> None:
             exchange(100 + number)
     assert rig.table.count == FLOWS + 20
     check(UdpFlow, measure)
+    rig.close()
+
+
+def test_flow_to_a_group() -> None:
+    rig = GroupRig(limit=5000)
+    for number in range(20):
+        rig.guest_sends(4, 9, b"x", to=GROUP, source_port=20000 + number)
+    with measured() as measure:
+        for number in range(FLOWS):
+            rig.guest_sends(4, 9, b"x", to=GROUP, source_port=20100 + number)
+    assert rig.table.count == FLOWS + 20
+    check(GroupFlow, measure)
+    rig.close()
+
+
+def test_group_membership() -> None:
+    """A socket for each port, each with as many sources as are remembered."""
+    rig = GroupRig(limit=5000)
+    senders = [rig.sender() for _ in range(15)]
+    count = 60
+
+    def join(number: int) -> None:
+        group = bytes((239, 3, 0, number))
+        rig.report((TO_EXCLUDE, group, ()))
+        rig.guest_sends(4, 9, b"x", to=group)
+        # What comes back to us is not delivered.
+        rig.loop.round(0.0)
+
+    join(200)
+    flows = rig.table.count
+    with measured(count) as measure:
+        for number in range(count):
+            join(number)
+        for flow in rig.flows():
+            rig.udp.end(flow)
+        for number in range(count):
+            for sender in senders:
+                sender.sendto(b"x", (f"239.3.0.{number}", 9))
+            run_until(rig.loop, lambda: len(rig.link.sent) == len(senders))
+            rig.link.sent.clear()
+    assert rig.table.count == flows - 1 + count
+    check(Member, measure)
+    for number in (200, *range(count)):
+        rig.report((TO_INCLUDE, bytes((239, 3, 0, number)), ()))
     rig.close()
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scapy.layers.igmp import IGMPv3_MQ
 from scapy.layers.inet import IP
 from scapy.layers.l2 import Ether
@@ -13,6 +17,9 @@ from scapy.layers.l2 import Ether
 from passt.userspace.config.model import IPPROTO_UDP as UDP
 from passt.userspace.config.model import Rule
 from passt.userspace.multicast import translator
+from passt.userspace.multicast.filters import Filter
+from passt.userspace.udp.flow import split
+from passt.userspace.udp.side import Listener
 from passt.userspace.wire import drops
 from passt.userspace.wire.membership import (
     ALLOW,
@@ -390,10 +397,94 @@ def test_guest_with_another_mac(rig: GroupRig, port: int) -> None:
         assert packet.dst_mac == mac
 
 
+FEW_GROUPS = [bytes((239, 8, 0, i)) for i in range(4)] + [bytes((224, 0, 0, 2))]
+FEW_SOURCES = st.lists(st.integers(1, 4).map(lambda i: bytes((10, 0, 0, i))), max_size=3)
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(
+            st.just("report"),
+            st.lists(
+                st.tuples(st.integers(1, 6), st.sampled_from(FEW_GROUPS), FEW_SOURCES.map(tuple)),
+                max_size=4,
+            ),
+        ),
+        st.tuples(st.just("send"), st.sampled_from(FEW_GROUPS), st.integers(31000, 31003)),
+        st.tuples(st.just("rule"), st.integers(31000, 31003)),
+        st.tuples(st.just("later"), st.integers(1, 300)),
+        st.tuples(
+            st.just("silence"),
+        ),
+    ),
+    max_size=20,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(STEPS)
+def test_whatever_happens(steps: list[tuple[Any, ...]]) -> None:
+    """Groups are those reported last and not silent for too long; each port of one has a socket."""
+    rig = GroupRig()
+    before = len(os.listdir("/proc/self/fd"))
+    expected: dict[bytes, tuple[Filter, float]] = {}
+    sent: dict[bytes, set[int]] = {}
+    rules: dict[int, Listener] = {}
+    try:
+        for what, *operands in steps:
+            if what == "report":
+                rig.report(*operands[0])
+                for kind, group, sources in operands[0]:
+                    if group[0] == 224:
+                        continue
+                    heard = expected.get(group, (Filter(), 0.0))[0].apply(kind, sources)
+                    expected[group] = heard, rig.loop.now
+                    if heard.is_empty:
+                        del expected[group]
+                        sent.pop(group, None)
+            elif what == "send":
+                rig.guest_sends(4, operands[1], b"x", to=operands[0])
+            elif what == "rule":
+                port = operands[0]
+                if port in rules:
+                    rig.udp.detach_listener(rules.pop(port))
+                else:
+                    rules[port] = rig.listen(Rule(UDP, port, port, port))
+            elif what == "later":
+                later(rig, operands[0])
+            else:
+                for flow in rig.flows():
+                    rig.udp.end(flow)
+            now = rig.loop.now
+            rig.loop.round(0.0)
+            # Whoever was asked and did not answer is forgotten only when somebody looks.
+            known = rig.groups._groups
+            for group in set(expected) - set(known):
+                assert now - expected.pop(group)[1] > translator.LIFETIME
+                sent.pop(group, None)
+            assert set(known) == set(expected)
+            for flow in rig.flows():
+                group, port, *_ = split(flow.host_key)
+                if group in known:
+                    sent.setdefault(group, set()).add(port)
+            for group, membership in known.items():
+                assert membership.filter == expected[group][0]
+                assert set(membership.members) == sent.get(group, set()) | set(rules)
+            assert rig.groups._members == member_sockets(rig)
+    finally:
+        rig.report(*((TO_INCLUDE, group, ()) for group in FEW_GROUPS))
+        for listener in rules.values():
+            rig.udp.detach_listener(listener)
+        rig.close()
+        rig.loop.round(0.0)
+        rig.loop._epoll.close()
+    assert rig.table.count == 0
+    assert not rig.groups._senders
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
 def test_many_sources_are_not_remembered_for_ever(rig: GroupRig, port: int) -> None:
     rig.report(ALL)
     for _ in range(100):
         rig.sender().sendto(b"x", (GROUP_TEXT, port))
     rig.guest_gets(100)
     (member,) = rig.groups._groups[GROUP].members.values()
-    assert len(member.streams) <= 64
+    assert len(member.streams) <= 16

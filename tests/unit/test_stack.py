@@ -66,6 +66,46 @@ def test_fragments_of_a_flow(fragment: int) -> None:
         assert (count(drops.IP4_FRAGMENT), flow.rcv_nxt) == (before + 1, nxt)
 
 
+class Groups:
+    """Takes reports."""
+
+    def __init__(self) -> None:
+        self.taken: list[bytes] = []
+
+    def igmp(self, buf: memoryview, l4: int, end: int) -> None:
+        self.taken.append(bytes(buf[l4:end]))
+
+    def mld(self, buf: memoryview, ip: int, l4: int, end: int) -> bool:
+        assert buf[ip] >> 4 == 6
+        self.taken.append(bytes(buf[l4:end]))
+        return buf[l4] == 131
+
+
+REPORT4 = bytes.fromhex("1600e1efe8010203")
+REPORT6 = bytes((131, *range(1, 24)))
+
+
+@pytest.mark.parametrize("multicast", [False, True])
+def test_reports_of_group_membership(multicast: bool) -> None:
+    """IGMP behind IP options, MLD behind extension headers; dropped and counted without use."""
+    with Host() as host:
+        groups = Groups()
+        host.stack._groups = groups if multicast else None
+        host.feed(ip_frame(GUEST4, bytes((239, 1, 2, 3)), 2, REPORT4, options=b"\x94\4\0\0"))
+        assert groups.taken == [REPORT4] * multicast
+        assert count(drops.IP4_PROTOCOL) > 0
+        before = count(drops.IP4_PROTOCOL), count(drops.PROTOCOL_DISABLED)
+        host.feed(ip_frame(GUEST4, bytes((239, 1, 2, 3)), 2, REPORT4))
+        host.feed(ip_frame(GUEST4, bytes((239, 1, 2, 3)), 3, REPORT4))
+        alert = bytes((58, 0, 5, 2, 0, 0, 1, 0))
+        host.feed(ip_frame(GUEST6, b"\xff\5" + bytes(14), 0, alert + REPORT6))
+        # Not MLD: an echo request, for which there is no translator here.
+        host.feed(ip_frame(GUEST6, GATEWAY6, 58, bytes((128, *range(1, 24)))))
+        after = count(drops.IP4_PROTOCOL), count(drops.PROTOCOL_DISABLED)
+        assert (after[0] - before[0], after[1] - before[1]) == ((1, 1) if multicast else (2, 2))
+        assert groups.taken == [REPORT4, REPORT4, REPORT6, bytes((128, *range(1, 24)))] * multicast
+
+
 def test_short_frames() -> None:
     with Host() as host:
         before = count(drops.FRAME_SHORT)

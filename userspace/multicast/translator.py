@@ -68,7 +68,7 @@ _RETRY = 5.0
 LIFETIME = membership.ROBUSTNESS * membership.QUERY_INTERVAL + membership.RESPONSE_TIME
 
 #: Sources per socket whose frame headers are kept.
-_STREAMS = 64
+_STREAMS = 16
 
 #: Name in the flow table.
 _GROUP = "group memberships of the guest"
@@ -82,7 +82,7 @@ class Member(Flow):
     __slots__ = ("_owner", "fd", "filter", "group_addr", "guest_port", "port", "sock", "streams")
 
     kind = "group membership"
-    cost = 2048
+    cost = 16384
 
     def __init__(
         self,
