@@ -189,6 +189,30 @@ def called(version: int) -> list[Step]:
     ]
 
 
+def stream(version: int) -> list[Step]:
+    """Many datagrams from one client at once, of one size and of several, and answers."""
+    which = b"\0" if version == 4 else b"\2"
+    guest, gateway = (GUEST4, GATEWAY4) if version == 4 else (GUEST6, GATEWAY6)
+    few = fakes.udp_frame(guest, gateway, 53, 5000, b"x" * 300)
+    return [
+        step("send", which, b"first"),
+        END,
+        *[step("send", which, b"y" * 500)] * 12,
+        END,
+        *[step("send", which, b"z" * size) for size in (500, 500, 20, 0, 700)],
+        END,
+        *[step("send", which, b"w" * 900)] * 3,
+        step("send", which, b"the last"),
+        END,
+        *[step("answer", bytes((number,)), b"answer") for number in range(3)],
+        END,
+        # A superframe of as many datagrams as there may be, and of one more.
+        step("superframe", b"\0\3", few),
+        step("superframe", b"\0\2", few),
+        END,
+    ]
+
+
 def groups(version: int) -> list[Step]:
     """The guest listens to a group, sends to it, is asked, listens to some only, and leaves."""
     v4 = version == 4
@@ -277,6 +301,7 @@ def all_of_them() -> Iterator[tuple[str, list[Step]]]:
         yield f"called{version}", called(version)
         yield f"echo{version}", echo(version)
         yield f"groups{version}", groups(version)
+        yield f"stream{version}", stream(version)
     yield "window", window()
     yield "restart", restart()
     yield "refusals", refusals()

@@ -110,6 +110,8 @@ def seeds() -> Iterator[tuple[str, bytes]]:
     for version in (4, 6):
         steps = conversations.called(version)
         yield f"spliced{version}", b"\xe0" + program.encode(steps)
+        steps = conversations.stream(version)
+        yield f"spliced-stream{version}", b"\xe0" + program.encode(steps)
         yield f"bypass{version}", b"\xd0" + program.encode(steps)
     for first in range(16, 176, 16):
         steps = [(NUMBERS["frame"], frame) for frame in singles[first % 3 :: 3]]
@@ -132,7 +134,7 @@ def _change(step: Step, rnd: Random) -> Step:
     if operation in (NUMBERS["frame"], NUMBERS["fixed"]):
         return operation, frames.mutate(operand, rnd)
     if operation == NUMBERS["superframe"]:
-        return operation, rnd.randbytes(2) + frames.mutate(operand[2:], rnd)
+        return operation, _size(rnd) + frames.mutate(operand[2:], rnd)
     return operation, havoc(operand, rnd, limit=2000)
 
 
@@ -140,5 +142,10 @@ def _fresh(rnd: Random) -> Step:
     operation = rnd.randrange(len(OPERATIONS))
     if operation <= NUMBERS["superframe"]:
         frame = frames.mutate(rnd.choice(_FRAMES), rnd)
-        return operation, frame if operation < 2 else rnd.randbytes(2) + frame
+        return operation, frame if operation < 2 else _size(rnd) + frame
     return operation, rnd.randbytes(rnd.choice((4, 8, 24, 24, 60, 1500)))
+
+
+def _size(rnd: Random) -> bytes:
+    """Bytes of each datagram of a superframe."""
+    return rnd.choice((1, 2, 8, 20, 500, 1472, 1500, rnd.randrange(65536))).to_bytes(2, "big")
