@@ -30,7 +30,7 @@ ELSE = {4: "198.51.100.77", 6: "2001:db8:1::77"}
 
 
 def test_nothing_is_said_on_an_interface_that_is_down(
-    start_pasta: StartPasta, remote: Netns, folder: str
+    ours_only: None, start_pasta: StartPasta, remote: Netns, folder: str
 ) -> None:
     """Datagrams of before are lost, as on any network; whatever comes later arrives."""
     path = Path(folder) / "down.pcap"
@@ -112,7 +112,7 @@ def test_bystanders_behind_the_guest(
 
 
 def test_loopback_to_a_guest_that_has_a_link_local_address_only(
-    program: Program, user: User
+    ours_only: None, program: Program, user: User
 ) -> None:
     """In local mode: its interface is part of where the connection goes."""
     with Topology(bare=True) as topology:

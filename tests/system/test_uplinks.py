@@ -99,8 +99,13 @@ def start(uplinks: Uplinks, program: Program, user: User) -> Iterator[Start]:
         yield begin
 
 
-def world_of(uplinks: Uplinks, pasta: Pasta, version: int) -> tuple[int, str, str]:
-    """Index of the router where a connection to WORLD arrives, and its source, by TCP and UDP."""
+def world_of(
+    uplinks: Uplinks, pasta: Pasta, version: int, *, balanced: bool = False
+) -> tuple[int, str, str]:
+    """Index of the router where a connection to WORLD arrives, and its source, by TCP and UDP.
+
+    Pings take the same way, or at least one that fits their source.
+    """
     arrived: list[tuple[int, str]] = []
     listeners = [router.listen(WORLD[version], PORT) for router in uplinks.routers]
     datagrams = [router.udp(WORLD[version], PORT) for router in uplinks.routers]
@@ -132,7 +137,34 @@ def world_of(uplinks: Uplinks, pasta: Pasta, version: int) -> tuple[int, str, st
             wait_for(answered, what="datagram")
             assert asking.recv(100) == b"answer"
     ((index, source),) = arrived
+    pinged, sender = ping_world(uplinks, pasta, version)
+    assert sender == HOST[pinged][version]
+    assert balanced or pinged == index
     return index, source, sources[0]
+
+
+def ping_world(uplinks: Uplinks, pasta: Pasta, version: int) -> tuple[int, str]:
+    """Index of the router where a ping to WORLD arrives, and its source."""
+    family, protocol, echo_request, header = (
+        (socket.AF_INET, socket.IPPROTO_ICMP, 8, 20)
+        if version == 4
+        else (socket.AF_INET6, socket.IPPROTO_ICMPV6, 128, 0)
+    )
+    raws = [router.new_socket(family, socket.SOCK_RAW, protocol) for router in uplinks.routers]
+    with contextlib.ExitStack() as stack:
+        for raw in raws:
+            raw.setblocking(False)
+            stack.callback(raw.close)
+        pasta.ns.run(["ping", f"-{version}", "-c", "1", "-W", "5", WORLD[version]])
+        found = []
+        for index, raw in enumerate(raws):
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    message, peer = raw.recvfrom(2000)
+                    if message[header] == echo_request:
+                        found.append((index, peer[0]))
+    (arrived,) = found
+    return arrived
 
 
 def shown(pasta: Pasta, what: str) -> list[dict[str, Any]]:
@@ -201,7 +233,7 @@ def test_default_route_over_both_uplinks(
     pasta = start()
     (route,) = default(pasta, version)
     assert route["gateway"] == ROUTER[0][version]
-    index, *sources = world_of(uplinks, pasta, version)
+    index, *sources = world_of(uplinks, pasta, version, balanced=True)
     assert sources[0] == HOST[index][version]
 
 
@@ -432,7 +464,7 @@ def test_link_local_neighbours_on_the_outbound_interface(
 
 
 def test_link_local_neighbours_connect(
-    uplinks: Uplinks, start: Start, settings: Callable[[str], None]
+    ours_only: None, uplinks: Uplinks, start: Start, settings: Callable[[str], None]
 ) -> None:
     """By either uplink; the guest answers them as if they were its own neighbours."""
     settings(f"-6 route default via {ROUTER[0][6]}")
