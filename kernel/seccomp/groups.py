@@ -229,7 +229,7 @@ ACCELERATION = Group(
     "Only with --accel=ebpf in force: sockets enter maps that are open already, and leave them.",
     Call(
         "bpf",
-        "a connection begins or ceases to be forwarded by the kernel",
+        "the kernel begins or ceases to forward a connection, or to lead many to one socket",
         "BPF_MAP_UPDATE_ELEM, BPF_MAP_DELETE_ELEM",
         ((Argument(0, (bpf.MAP_UPDATE_ELEM, bpf.MAP_DELETE_ELEM)),),),
     ),

@@ -356,12 +356,12 @@ def test_from_the_namespace(start_root: StartRoot, topology: Topology) -> None:
 
 
 def test_without_privilege(program: Program, topology: Topology, user: User) -> None:
-    pasta = Pasta(program, topology.host, user, "--debug", "--accel=ebpf", "-t", "20000-20299")
+    pasta = Pasta(program, topology.host, user, "--debug", "--accel=ebpf", "-t", "20000-20999")
     assert f"{REFUSED}no privilege to load a program\n" in pasta.messages()
-    assert listeners(topology.host) == 300
+    assert listeners(topology.host) == 1000
     with Greeter(pasta.ns, "guest") as guest:
-        guest.listen("0.0.0.0", 20299)
-        assert outcome(topology.host, "127.0.0.1", 20299) == "guest 20299"
+        guest.listen("0.0.0.0", 20999)
+        assert outcome(topology.host, "127.0.0.1", 20999) == "guest 20999"
     pasta.close()
 
 
@@ -377,7 +377,7 @@ def test_without_control_groups(
     program: Program, host: Netns, script: str, reason: str, start_root: StartRoot
 ) -> None:
     """As in a container, others of the same network namespace would not be seen."""
-    words = [*program.argv, "--debug", "--accel=ebpf", *forwarding(["-t", "20000-20299"])]
+    words = [*program.argv, "--debug", "--accel=ebpf", *forwarding(["-t", "20000-20999"])]
     prefix = ["unshare", "--mount", "sh", "-ec", f'{script}\nexec "$0" "$@"']
     try:
         done = host.run([*words, "--", "true"], prefix=prefix)

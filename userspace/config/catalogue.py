@@ -658,7 +658,9 @@ TABLE: tuple[Option, ...] = (
         details="With `ebpf`, the kernel forwards connections that carry messages back and forth "
         "without waking pasta, which saves most of their latency. This takes a recent kernel, and "
         "root, or maps that root has prepared for the user with `passt-accel`(1). Where it cannot "
-        "be had, a message says why, and connections are spliced.",
+        "be had, a message says why, and connections are spliced. As root, TCP forwarding of a "
+        "thousand ports or more in one rule takes one socket, instead of one for each port; "
+        "programs of the host that listen on such a port later on have it first.",
     ),
     Option(
         "accel-credit",

@@ -41,7 +41,7 @@ _HOPELESS = frozenset((errno.EACCES, errno.EPERM))
 
 #: Fixed TCP rules for as many ports as this may be served by one socket for all of them
 #: (:mod:`passt.userspace.forward.lookup`).
-MANY = 256
+MANY = 1000
 
 #: Nothing more can be opened, whatever it is.
 EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS))
