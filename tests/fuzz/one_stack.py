@@ -110,8 +110,7 @@ def seeds() -> Iterator[tuple[str, bytes]]:
     for version in (4, 6):
         steps = conversations.called(version)
         yield f"spliced{version}", b"\xe0" + program.encode(steps)
-        steps = conversations.stream(version)
-        yield f"spliced-stream{version}", b"\xe0" + program.encode(steps)
+        yield f"spliced-stream{version}", b"\xe0" + program.encode(conversations.stream(version))
         yield f"bypass{version}", b"\xd0" + program.encode(steps)
     for first in range(16, 176, 16):
         steps = [(NUMBERS["frame"], frame) for frame in singles[first % 3 :: 3]]
