@@ -286,6 +286,11 @@ TABLE: tuple[Option, ...] = (
         value("interface", values.existing_ifname),
         default="from --outbound-if4 and --outbound-if6, else that of the default route",
         help="Interface of the host that addresses and routes are taken from",
+        details="If the main routing table has no default route, one that the host's routing rules "
+        "lead to counts instead; of a default route over several interfaces the namespace gets the "
+        "hops through this one. It decides on what the guest is told only: its connections leave "
+        "by whatever way the host's routing has for them, unless `--outbound`, `--outbound-if4` or "
+        "`--outbound-if6` says otherwise.",
     ),
     Option(
         "outbound",
