@@ -58,7 +58,7 @@ def preload(config: Config) -> None:
         import passt.userspace.services.dhcp
     if config.dhcpv6 or later:
         import passt.userspace.services.dhcpv6
-    if config.v4.scope or config.v6.scope:
+    if config.v4.scope or config.v6.scope or config.follow:
         import passt.kernel.netlink.neighbours
         import passt.userspace.services.neighbours
 
@@ -153,7 +153,7 @@ class Engine:
         """The host's neighbours, as they are now, and watched; if the guest can have any."""
         v4, v6 = self.config.v4, self.config.v6
         index4, index6 = (family.ifindex if family.enabled else 0 for family in (v4, v6))
-        if max(index4, index6) <= _LOOPBACK:
+        if max(index4, index6) <= _LOOPBACK and not self.config.follow:
             return None
         from passt.kernel.netlink.neighbours import NeighbourSocket
         from passt.userspace.services.neighbours import Neighbours
@@ -169,12 +169,14 @@ class Engine:
         return neighbours
 
     def _multicast(self, link: Link, ifindex: int) -> Multicast | None:
-        """The UDP translator with multicast, if that is wanted and there is an interface for it.
+        """The UDP translator with multicast, if that is wanted and there can be a link for it.
 
         ``ifindex`` is that of the link's interface in the namespace.
         """
         config = self.config
-        if not config.multicast or not config.udp or config.v4.scope + config.v6.scope == 0:
+        if not (config.multicast and config.udp):
+            return None
+        if not (config.v4.scope or config.v6.scope or config.follow):
             return None
         from passt.userspace.multicast.sockets import places
         from passt.userspace.multicast.translator import Multicast

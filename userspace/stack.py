@@ -51,6 +51,9 @@ if TYPE_CHECKING:
         def mld(self, buf: memoryview, ip: int, l4: int, end: int) -> bool:
             """Take the ICMPv6 message ``buf[l4:end]`` if it is of MLD; IPv6 starts at ``ip``."""
 
+        def renew(self) -> None:
+            """The configuration changed."""
+
 
 _ETHERNET = 14
 _ARP = 0x0806
@@ -197,6 +200,8 @@ class Stack:
     def renew(self, former4: bytes | None) -> None:
         """The configuration changed: see :meth:`Services.renew`."""
         self._services.renew(former4)
+        if self._groups is not None:
+            self._groups.renew()
 
     def _learn(self, mac: bytes) -> None:
         """The guest uses another link-layer address than before.

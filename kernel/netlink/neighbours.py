@@ -28,7 +28,7 @@ from errno import EAGAIN, EMSGSIZE, ENOBUFS
 
 from passt.syscalls import bare_socket as socket
 from passt.syscalls.mmsg import Region
-from passt.syscalls.sockopt import SO_ATTACH_FILTER
+from passt.syscalls.sockopt import SO_ATTACH_FILTER, SO_DETACH_FILTER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -87,13 +87,14 @@ class NeighbourSocket:
     An index of 0 means none.  OSError if such sockets are not to be had.
     """
 
-    __slots__ = ("_changes", "_indices", "_questions", "_sequence")
+    __slots__ = ("_changes", "_indices", "_questions", "_sequence", "_told")
 
     def __init__(self, index4: int, index6: int) -> None:
-        self._indices: dict[int, int] = {}
-        self.retarget(index4, index6)
+        self._indices = _by_family(index4, index6)
         self._sequence = 0
-        self._changes = _open(_GROUP, tuple(self._indices.values()))
+        #: Interfaces that the kernel tells of; empty for all.
+        self._told = frozenset(self._indices.values())
+        self._changes = _open(_GROUP, tuple(self._told))
         try:
             self._questions = _open(0, ())
         except OSError:
@@ -101,9 +102,18 @@ class NeighbourSocket:
             raise
 
     def retarget(self, index4: int, index6: int) -> None:
-        """Ask about other interfaces; changes are told of the first ones only, if at all."""
-        found = {socket.AF_INET: index4, socket.AF_INET6: index6}
-        self._indices = {family: index for family, index in found.items() if index}
+        """Tell of these interfaces from now on, as the constructor has them.
+
+        A filter cannot be replaced any more by then, so the kernel tells of all.
+        """
+        self._indices = _by_family(index4, index6)
+        if self._told and not self._told.issuperset(self._indices.values()):
+            self._told = frozenset()
+            try:
+                self._changes.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
+            except OSError:
+                # There was none.
+                pass
 
     def fileno(self) -> int:
         """Descriptor that is readable when something has changed."""
@@ -197,6 +207,11 @@ class NeighbourSocket:
         if len(address) != _ADDRESS_LENGTH[family]:
             return None
         return address, mac, exists and state & _VALID != 0
+
+
+def _by_family(index4: int, index6: int) -> dict[int, int]:
+    found = {socket.AF_INET: index4, socket.AF_INET6: index6}
+    return {family: index for family, index in found.items() if index}
 
 
 def _open(groups: int, indices: tuple[int, ...]) -> socket.socket:

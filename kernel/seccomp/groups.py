@@ -43,6 +43,7 @@ _OPTIONS: dict[int, tuple[str, dict[str, int]]] = {
             "SO_LINGER": socket.SO_LINGER,
             "SO_BINDTODEVICE": socket.SO_BINDTODEVICE,
             "SO_PEEK_OFF": sockopt.SO_PEEK_OFF,
+            "SO_DETACH_FILTER": sockopt.SO_DETACH_FILTER,
         },
     ),
     socket.IPPROTO_IP: (

@@ -433,3 +433,46 @@ def test_resolv_conf_replaced(laptop: Laptop, program: Program, user: User, fold
     finally:
         pasta.close()
         shutil.rmtree(etc)
+
+
+def test_multicast_and_neighbours_move(laptop: Laptop, start: Start) -> None:
+    """To the interface that is the template now, and back."""
+    group = "239.1.2.3"
+    laptop.address_a()
+    pasta = start("-u", "5004")
+    guest = pasta.ns.udp("0.0.0.0", 5004)
+    guest.setsockopt(
+        socket.IPPROTO_IP,
+        socket.IP_ADD_MEMBERSHIP,
+        socket.inet_aton(group) + socket.inet_aton(A),
+    )
+    becomes(lambda: members(laptop.host, group), {"wlan0"})
+    laptop.vpn_up()
+    becomes(lambda: members(laptop.host, group), {"vpn0"})
+    with laptop.world.udp(ROUTER_VPN) as sender:
+        sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(ROUTER_VPN))
+        sender.sendto(b"by the tunnel", (group, 5004))
+        assert guest.recvfrom(100) == (b"by the tunnel", sender.getsockname())
+    other = "10.8.0.99"
+    laptop.host.ip(f"neigh replace {other} lladdr 02:00:00:00:00:99 dev vpn0 nud reachable\n")
+
+    def mac() -> str:
+        pasta.ns_as_root.run(["ip", "neigh", "flush", other], check=False)
+        pasta.ns.run(["ping", "-c1", "-W1", other], check=False)
+        return pasta.ns.run(["ip", "neigh", "show", other]).stdout
+
+    wait_for(lambda: "02:00:00:00:00:99" in mac(), 20, "the neighbour's MAC", interval=0.2)
+    laptop.vpn_down()
+    becomes(lambda: members(laptop.host, group), {"wlan0"})
+
+
+def members(ns: Netns, group: str) -> set[str]:
+    """The interfaces that have joined an IPv4 group."""
+    wanted = f"{int.from_bytes(socket.inet_aton(group), 'little'):08X}"
+    found, interface = set(), ""
+    for row in ns.table("igmp"):
+        if row[0].isdigit() and len(row) > 4:
+            interface = row[1].rstrip(":")
+        elif row[0] == wanted:
+            found.add(interface)
+    return found

@@ -18,6 +18,7 @@ from passt.userspace.config.model import IPPROTO_UDP as UDP
 from passt.userspace.config.model import Rule
 from passt.userspace.multicast import translator
 from passt.userspace.multicast.filters import Filter
+from passt.userspace.multicast.sockets import Place
 from passt.userspace.udp.flow import split
 from passt.userspace.udp.side import Listener
 from passt.userspace.wire import drops
@@ -286,6 +287,44 @@ def test_member_that_does_not_answer_is_forgotten(rig: GroupRig, port: int) -> N
         rig.report(ALL)
     assert rig.ports() == {port}
     assert rig.ports(bytes((239, 1, 2, 4))) == set()
+
+
+# Another network.
+
+
+def test_members_move_with_the_link(
+    rig: GroupRig, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same groups on another interface, flows anew; none without, and a question when back."""
+    rig.report(ALL)
+    rig.guest_sends(4, 3333, b"x", to=GROUP)
+    now: dict[int, Place] = {4: Place(True, 1, "lo")}
+    monkeypatch.setattr(translator, "places", lambda _config: dict(now))
+    members = dict(rig.groups._groups[GROUP].members)
+    rig.groups.renew()
+    assert rig.groups._groups[GROUP].members == members
+    assert rig.flows() == []
+    assert not rig.groups._senders
+    # By another name, the only interface here where this works for certain.
+    now[4] = Place(True, 1, "other")
+    rig.groups.renew()
+    assert rig.ports() == {port, 3333}
+    assert all(member.index < 0 for member in members.values())
+    rig.sender().sendto(b"x", (GROUP_TEXT, port))
+    assert len(rig.guest_gets(1)) == 1
+    now.clear()
+    rig.groups.renew()
+    assert member_sockets(rig) == len(rig.groups._groups) == 0
+    rig.guest_sends(4, 3333, b"x", to=GROUP)
+    rig.report(ALL)
+    assert rig.flows() == []
+    assert not rig.groups._groups
+    now[4] = Place(True, 1, "lo")
+    rig.groups.renew()
+    later(rig, 6)
+    assert queries(rig) == 1
+    rig.report(ALL)
+    assert rig.ports() == {port}
 
 
 # Bounds.

@@ -66,6 +66,7 @@ class Queue:
     def __init__(self) -> None:
         self.waiting: list[bytes | int] = []
         self.sent: list[bytes] = []
+        self.options: list[tuple[int, ...]] = []
 
     def recv(self, _size: int) -> bytes:
         if not self.waiting:
@@ -77,6 +78,9 @@ class Queue:
 
     def send(self, data: bytes) -> None:
         self.sent.append(data)
+
+    def setsockopt(self, *option: int) -> None:
+        self.options.append(option)
 
     def close(self) -> None:
         pass
@@ -177,10 +181,25 @@ def test_endless_answer(queues: tuple[Queue, Queue], monkeypatch: pytest.MonkeyP
         source.all()
 
 
+def test_another_interface(queues: tuple[Queue, Queue], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The filter in the kernel has to go then, and ours tells them apart."""
+    changes, _ = queues
+    source = NeighbourSocket(7, 8)
+    source.retarget(8, 7)
+    assert changes.options == []
+    source.retarget(9, 0)
+    source.retarget(10, 10)
+    assert changes.options == [(socket.SOL_SOCKET, 27, 0)]
+    changes.waiting = [message(HOST4, index=7), message(HOST6, index=10)]
+    assert source.changes() == [(HOST6, MAC, True)]
+
+
 def test_real_sockets() -> None:
     """They can be had without privilege; lo has no neighbours, or few."""
     source = NeighbourSocket(1, 1)
     assert source.changes() == []
+    source.retarget(2, 0)
+    source.retarget(1, 1)
     assert all(len(entry) == 3 for entry in source.all())
     source.close()
 

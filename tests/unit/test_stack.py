@@ -80,6 +80,9 @@ class Groups:
         self.taken.append(bytes(buf[l4:end]))
         return buf[l4] == 131
 
+    def renew(self) -> None:
+        """Nothing depends on the configuration."""
+
 
 REPORT4 = bytes.fromhex("1600e1efe8010203")
 REPORT6 = bytes((131, *range(1, 24)))

@@ -68,6 +68,12 @@ class Place:
         self.ifname = ifname
         self._device = ifname if bound else ""
 
+    def __eq__(self, other: object) -> bool:
+        mine = self.ifindex, self.ifname, self._device
+        return isinstance(other, Place) and mine == (other.ifindex, other.ifname, other._device)
+
+    __hash__ = None  # type: ignore[assignment]
+
     def _open(self) -> socket.socket:
         """An unbound socket whose multicast is this interface's; OSError."""
         family = socket.AF_INET if self._v4 else socket.AF_INET6

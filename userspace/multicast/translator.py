@@ -32,6 +32,7 @@ from passt.userspace.loop import EPOLLERR, EPOLLIN
 from passt.userspace.multicast.filters import Filter
 from passt.userspace.multicast.policy import is_joined, known_ports
 from passt.userspace.multicast.sending import Sending
+from passt.userspace.multicast.sockets import places
 from passt.userspace.udp.flow import PORTS, split
 from passt.userspace.udp.sockets import enable_gro, set_pktinfo
 from passt.userspace.wire import drops, membership
@@ -414,6 +415,31 @@ class Multicast(Sending):
         except OSError as error:
             if log.debug_on:
                 log.debug(f"{member}: source filter: {error.strerror}")
+
+    def renew(self) -> None:
+        """The configuration changed: be where the guest's link is now.
+
+        Flows to groups begin anew, as they would leave from a former address, or interface.
+        """
+        for senders in list(self._senders.values()):
+            for flow in senders[:]:
+                flow.end()
+        before, self._places = self._places, places(self._config)
+        forwarded = self._forwarded()
+        for group, known in list(self._groups.items()):
+            place = self._places.get(len(group))
+            if place == before[len(group)]:
+                continue
+            for member in known.members.values():
+                self._close(member)
+            known.members.clear()
+            if place is None:
+                del self._groups[group]
+            else:
+                self._settle(group, known, forwarded)
+        if self._places.keys() - before.keys():
+            # What the guest has reported meanwhile was of no use.
+            self._ask_within(_RETRY)
 
     # Datagrams.
 
