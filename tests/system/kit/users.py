@@ -9,6 +9,7 @@ while the tree is being edited.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pwd
 import shutil
@@ -17,6 +18,7 @@ import sys
 import sysconfig
 
 NAME = "passt-test"
+MOST_RUNS = 9
 TREE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(__file__))))
 
 
@@ -56,25 +58,38 @@ class User:
         return done.returncode == 0
 
 
+_user: User | None = None
+
+
 def ordinary_user() -> User:
-    """Return the unprivileged account of the tests; create it if it does not exist."""
+    """Return the unprivileged account of this run; create it if it does not exist.
+
+    Runs at the same time have different ones, each locked until its process ends: what belongs to a
+    user, maps for acceleration above all, is not taken away by somebody else.
+    """
+    global _user
+    if _user is not None:
+        return _user
+    for number in range(1, MOST_RUNS + 1):
+        name = NAME if number == 1 else f"{NAME}{number}"
+        lock = os.open(f"/run/lock/{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            continue
+        _user = _account(name)
+        return _user
+    raise AssertionError(f"more than {MOST_RUNS} runs at a time")
+
+
+def _account(name: str) -> User:
     try:
-        pwd.getpwnam(NAME)
+        pwd.getpwnam(name)
     except KeyError:
-        subprocess.run(
-            [
-                "useradd",
-                "--system",
-                "--no-create-home",
-                "-d",
-                "/nonexistent",
-                "-s",
-                "/bin/sh",
-                NAME,
-            ],
-            check=True,
-        )
-    return User(NAME)
+        options = ["--system", "--no-create-home", "-d", "/nonexistent", "-s", "/bin/sh"]
+        subprocess.run(["useradd", *options, name], check=True)
+    return User(name)
 
 
 def install_copy(folder: str, script: str, user: User, tree: str = TREE) -> str:

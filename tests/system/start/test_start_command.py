@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.system.kit.netns import wait_for
+from tests.system.kit.users import User
 from tests.system.start.runner import (
     FULL,
     Runner,
@@ -296,12 +297,12 @@ def test_netns_only_as_root(root_pasta: Runner) -> None:
     assert root_pasta("--netns-only", "--runas", "0", "--", "id", "-u").stdout == "0\n"
 
 
-def test_runas(root_pasta: Runner, user_pasta: Runner) -> None:
+def test_runas(root_pasta: Runner, user_pasta: Runner, user: User) -> None:
     def owner(*words: str) -> str:
         return root_pasta(*words, "--", "cat", "/proc/self/uid_map").stdout.split()[1]
 
     assert owner("--runas", str(user_pasta.uid)) == str(user_pasta.uid)
-    assert owner("--runas", "passt-test") == str(user_pasta.uid)
+    assert owner("--runas", user.name) == str(user_pasta.uid)
     assert owner("--runas", "0") == "0"
     done = user_pasta("--runas", "4711", "--", "true")
     assert done.returncode == 1
