@@ -389,20 +389,26 @@ def test_host_connects_from_another_address_that_the_guest_has_too(
         "-4 addr 10.1.1.5/24 dev eth0\n"
         "-6 addr fd00:1::5/64 dev eth0 nodad\n-6 addr 2001:db8:1::5/64 dev eth0 nodad"
     )
-    pasta = start("-t", str(PORT))
+    pasta = start("-t", str(PORT), "-u", str(PORT))
     assert set(addresses(pasta, 4)) == {f"{HOST[0][4]}/24", "10.1.1.5/24"}
     six = {f"{HOST[0][6]}/64", "fd00:1::5/64", "2001:db8:1::5/64"}
     assert set(addresses(pasta, 6)) == six
-    for version in (4, 6):
-        with pasta.ns.listen("0.0.0.0" if version == 4 else "::", PORT) as listener:
-            for each in addresses(pasta, version):
-                address = each.partition("/")[0]
-                with uplinks.host.connect(address, PORT, source=(address, 0)) as client:
-                    served, peer = listener.accept()
-                    with served:
-                        assert peer[0] == ROUTER[0][version]
-                        served.sendall(b"answer")
-                        assert client.recv(10) == b"answer"
+    for version, everywhere in ((4, "0.0.0.0"), (6, "::")):
+        listener, server = pasta.ns.listen(everywhere, PORT), pasta.ns.udp(everywhere, PORT)
+        for each in addresses(pasta, version):
+            address = each.partition("/")[0]
+            with uplinks.host.connect(address, PORT, source=(address, 0)) as client:
+                served, peer = listener.accept()
+                with served:
+                    assert peer[0] == ROUTER[0][version]
+                    served.sendall(b"answer")
+                    assert client.recv(10) == b"answer"
+            with uplinks.host.udp(address) as asking:
+                asking.sendto(b"question", (address, PORT))
+                _, peer = server.recvfrom(100)
+                assert peer[0] == ROUTER[0][version]
+                server.sendto(b"answer", peer)
+                assert asking.recvfrom(100)[0] == b"answer"
 
 
 def test_temporary_and_duplicate_addresses(
