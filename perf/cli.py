@@ -185,6 +185,8 @@ def run_cases(options: argparse.Namespace) -> int:
 
     cases = choose(options.patterns, options.set)
     need_root()
+    if options.output and not os.access(os.path.dirname(options.output) or ".", os.W_OK):
+        raise RefusedError(f"{options.output}: no such folder, or it cannot be written to")
     with Lab() as lab:
         texts = [*filter(None, options.subjects.split(",")), *options.subject]
         subjects = [make(text, lab, options.peers) for text in texts]

@@ -114,8 +114,18 @@ class Results:
 
 
 def dump(results: Results) -> str:
-    """Return the text of a file."""
-    return json.dumps({"schema": SCHEMA, **dataclasses.asdict(results)}, indent=1) + "\n"
+    """Return the text of a file: a line for each record, for the sake of diffs."""
+    parts = []
+    for name, value in {"schema": SCHEMA, **dataclasses.asdict(results)}.items():
+        if isinstance(value, list):
+            text = "[" + ",".join(f"\n{json.dumps(each)}" for each in value) + "\n]"
+        elif isinstance(value, dict):
+            items = (f"\n{json.dumps(key)}: {json.dumps(each)}" for key, each in value.items())
+            text = "{" + ",".join(items) + "\n}"
+        else:
+            text = json.dumps(value)
+        parts.append(f"{json.dumps(name)}: {text}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def load(text: str) -> Results:

@@ -125,6 +125,7 @@ def test_interrupt_leaves_nothing(program: Program, number: signal.Signals) -> N
         (["run", "--subjects", "direct,nonsense"], "perf: no such subject or program: nonsense"),
         (["run", "--subjects", "a=direct,a=veth"], "perf: two subjects have the same name"),
         (["run", "--subject", "old=tree:nonsense"], "perf: neither a source tree nor a revision"),
+        (["run", "--output", "/nonexistent/a.json"], "perf: /nonexistent/a.json: no such folder"),
         (["compare", "/nonexistent"], "perf: /nonexistent: "),
     ],
 )
