@@ -59,6 +59,8 @@ def origin(results: Results) -> str:
         f"Linux {facts.get('kernel', '?')}, {facts.get('net/ipv4/tcp_congestion_control', '?')}, "
         f"{results.settings.get('rounds', '?')} rounds of {results.settings.get('seconds', '?')} s"
         + (f"; {versions}" if versions else "")
+        + f"; load average before {facts.get('load average at start', '?')}"
+        + f" and after {facts.get('load average at end', '?')}"
         + ".\n"
     )
 

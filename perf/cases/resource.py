@@ -143,7 +143,7 @@ CASES = [
     Case(
         "memory/idle",
         "memory at rest",
-        "pss",
+        "rss",
         at_rest,
         sets=frozenset({"full", "quick"}),
         counted=False,
@@ -152,7 +152,7 @@ CASES = [
     Case(
         "memory/bulk",
         "memory after bulk by the tap, each way",
-        "pss",
+        "rss",
         after_bulk,
         sets=frozenset({"full"}),
         counted=False,
