@@ -27,6 +27,8 @@ PARTS = (
     "userspace/config/resolvconf.py",
     "userspace/control",
     "userspace/forward/proclist.py",
+    "kernel/follow/difference.py",
+    "kernel/follow/monitor.py",
     "kernel/netlink/attributes.py",
     "kernel/netlink/neighbours.py",
     "kernel/netlink/policy.py",

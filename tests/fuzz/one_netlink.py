@@ -19,6 +19,7 @@ from errno import EAGAIN, ENOBUFS
 from random import Random
 
 from passt.kernel import sockdiag
+from passt.kernel.follow import difference, monitor
 from passt.kernel.netlink import policy, retarget, route_socket, template, uapi
 from passt.kernel.netlink.attributes import FormError
 from passt.kernel.netlink.neighbours import NeighbourSocket
@@ -125,6 +126,9 @@ def check_address(body: bytes) -> Address | None:
     kept = attributes(wish[8:])
     assert kept is not None
     assert kept[:-1] == [each for each in listed if each[0] not in (3, 6, 8, 10)]
+    retained = difference._retained(wish).body
+    for each in (wish, retained):
+        assert difference.address_key(each) == (local, body[1])
     return address
 
 
@@ -251,6 +255,8 @@ def check_copy(body: bytes, host: int) -> None:
             assert payload == struct.pack("=I", INSIDE)
         elif kind != 9:
             assert payload == original
+    assert difference.keys_of([copy, copy]) == {difference.route_key(copy)}
+    assert difference.same_route(copy, copy)
     before, after = expected_hops(body), expected_hops(copy)
     # Attributes of hops are not looked into; the kernel will refuse what is wrong with them.
     assert not before or after == [
@@ -367,6 +373,26 @@ def check_questions(steps: list[Step]) -> None:
             route_socket.socket.socket = original  # type: ignore[misc]
     check_ports(delivered)
     check_neighbours(delivered)
+    changes = monitor.Changes()
+    for step in delivered:
+        for kind, body in monitor._messages(_bytes(Wire([]), step)):
+            changes.matters(kind, body)
+            check_news(changes, kind, body)
+    assert len(changes._seen) <= len(delivered) * 300
+
+
+def check_news(changes: monitor.Changes, kind: int, body: bytes) -> None:
+    """Of links and addresses, what has been said before is no news."""
+    try:
+        if kind == uapi.RTM_NEWLINK:
+            parse_link(body)
+        elif kind == uapi.RTM_NEWADDR:
+            parse_address(body)
+        else:
+            return
+    except FormError:
+        return
+    assert not changes.matters(kind, body), "told twice"
 
 
 def check_neighbours(delivered: list[Step]) -> None:
