@@ -267,13 +267,24 @@ def _control_groups() -> int:
         except OSError:
             continue
         if fs_type(fd) == CGROUP2_SUPER_MAGIC:
-            # Only the root of all has no type.
-            if not os.path.exists(f"{path}/cgroup.type"):
+            if _is_root(fd):
                 return fd
             os.close(fd)
             raise UnavailableError("the root of control groups is out of reach")
         os.close(fd)
     raise UnavailableError("no control groups of version 2")
+
+
+def _is_root(group: int) -> bool:
+    """Whether a control group is the root of all, for certain: only that one has no type."""
+    try:
+        os.stat("cgroup.type", dir_fd=group)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        # Somebody keeps us from looking.
+        pass
+    return False
 
 
 def _load(group: int, *, compile_first: bool) -> tuple[PortMaps, str]:

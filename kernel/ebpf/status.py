@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 
-from passt.kernel.ebpf import acquire, bytecode, kernels, pins, tokens
+from passt.kernel.ebpf import acquire, bytecode, kernels, lookup, pins, tokens
 from passt.kernel.ebpf.probe import ProbeError, probe
 
 TYPE_CHECKING = False
@@ -26,6 +26,7 @@ def report(*, compile_first: bool) -> tuple[str, bool]:
         ("BPF token", _delegated()),
         ("prepared maps", _prepared()),
     ]
+    rows.append(("large ranges", _ranges(compile_first=compile_first)))
     try:
         maps, how = acquire.acquire(compile_first=compile_first)
         maps.close()
@@ -71,6 +72,16 @@ def _prepared() -> str:
         return pins.describe(os.geteuid())
     except OSError as error:
         return f"fail: {error.strerror}"
+
+
+def _ranges(*, compile_first: bool) -> str:
+    """Whether there would be one socket for many ports."""
+    try:
+        ports, how = lookup.acquire(compile_first=compile_first)
+    except acquire.UnavailableError as why:
+        return f"a socket for each port: {why}"
+    ports.close()
+    return f"one socket, {how}"
 
 
 def _tried(maps: MapSet, verb: str = "suffice") -> str:

@@ -34,26 +34,29 @@ def status(program: Program, host: Netns, prefix: list[str], *words: str) -> tup
     assert done.stderr == ""
     names = [line.partition(":")[0] for line in done.stdout.splitlines()]
     assert names == [
-        "kernel", "program", "own privileges", "BPF token", "prepared maps", "--accel=ebpf",
+        "kernel", "program", "own privileges", "BPF token", "prepared maps", "large ranges",
+        "--accel=ebpf",
     ]  # fmt: skip
     return done.returncode, [line.partition(":")[2].strip() for line in done.stdout.splitlines()]
 
 
 def test_root(program: Program, host: Netns) -> None:
-    number, (kernel, code, own, _token, _sets, result) = status(program, host, [])
+    number, (kernel, code, own, _token, _sets, ranges, result) = status(program, host, [])
     assert number == 0
     assert kernel == f"{os.uname().release}, no objection"
     assert code.startswith("as shipped, ")
     assert own.startswith("suffice, and the trial succeeded (")
+    assert ranges == "one socket, program as shipped"
     assert result == "available: own maps, program as shipped"
 
 
 def test_ordinary_user(program: Program, host: Netns, user: User) -> None:
-    number, (_kernel, _code, own, token, sets, result) = status(program, host, user.prefix)
+    number, (_kernel, _code, own, token, sets, ranges, result) = status(program, host, user.prefix)
     assert number == 1
     assert own == "do not suffice: CAP_BPF and CAP_NET_ADMIN of the initial user namespace"
     assert token.startswith(tuple(f"none: {why}" for why in NO_TOKEN))
     assert sets == f"none for user {user.uid}"
+    assert ranges == "a socket for each port: no privilege to load a program"
     assert result == (
         "not available: no privilege to load a program, "
         f"and no maps are prepared for user {user.uid}"
@@ -62,7 +65,7 @@ def test_ordinary_user(program: Program, host: Netns, user: User) -> None:
 
 def test_user_with_prepared_maps(program: Program, host: Netns, user: User) -> None:
     with prepared.sets(user, 2):
-        number, (*_, sets, result) = status(program, host, user.prefix)
+        number, (*_, sets, _ranges, result) = status(program, host, user.prefix)
         assert (number, result) == (0, "available: prepared maps")
         assert sets == f"2 for user {user.uid}, 2 free, 0 of another version"
         assert [each.used for each in pins.sets(user.uid)] == [False, False]
@@ -91,7 +94,9 @@ def delegated(
 
 
 def test_token(program: Program, host: Netns, delegated: Delegated) -> None:
-    number, (_kernel, _code, own, token, _sets, result) = status(program, host, delegated.prefix)
+    number, (_kernel, _code, own, token, _sets, _ranges, result) = status(
+        program, host, delegated.prefix
+    )
     assert number == 0
     assert own.startswith("do not suffice")
     assert token.startswith("suffices, and the trial succeeded (")
@@ -102,7 +107,7 @@ def test_token(program: Program, host: Netns, delegated: Delegated) -> None:
     "delegated", [{**ENOUGH, "delegate_progs": "socket_filter"}], indirect=True
 )
 def test_token_that_does_not_suffice(program: Program, host: Netns, delegated: Delegated) -> None:
-    number, (*_, token, _sets, result) = status(program, host, delegated.prefix)
+    number, (*_, token, _sets, _ranges, result) = status(program, host, delegated.prefix)
     assert number == 1
     assert token == "does not suffice: bpf PROG_LOAD: Operation not permitted"
     assert "the BPF token does not suffice: " in result
@@ -110,7 +115,7 @@ def test_token_that_does_not_suffice(program: Program, host: Netns, delegated: D
 
 @pytest.mark.parametrize("delegated", [{}], indirect=True)
 def test_nothing_is_delegated(program: Program, host: Netns, delegated: Delegated) -> None:
-    number, (*_, token, _sets, _result) = status(program, host, delegated.prefix)
+    number, (*_, token, _sets, _ranges, _result) = status(program, host, delegated.prefix)
     assert number == 1
     assert token == "none: /sys/fs/bpf: it delegates nothing"
 

@@ -6,6 +6,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -300,3 +301,21 @@ def test_old_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.kernels, "OLDEST", (999, 0, 0))
     with pytest.raises(UnavailableError, match=r"kernel too old: .*, at least 999.0 needed"):
         module.acquire(compile_first=False)
+
+
+def test_root_of_control_groups_is_one_for_certain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not if somebody, such as a security module, keeps us from looking."""
+    fd = os.open(tmp_path, os.O_RDONLY)
+    assert module._is_root(fd)
+
+    def refuse(*_words: object, **_options: object) -> None:
+        raise PermissionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", refuse)
+        assert not module._is_root(fd)
+    (tmp_path / "cgroup.type").touch()
+    assert not module._is_root(fd)
+    os.close(fd)
