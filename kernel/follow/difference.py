@@ -26,6 +26,7 @@ from passt.kernel.netlink.attributes import FormError, pack, pack_u32, parse, wa
 from passt.kernel.netlink.namespace import reachable
 from passt.kernel.netlink.records import (
     ADDRESS_HEADER,
+    HOP_HEADER,
     ROUTE_HEADER,
     ROUTE_PROTOCOL,
     parse_address,
@@ -80,9 +81,9 @@ def _hops_key(data: bytes | None) -> bytes:
         return b""
     plain = bytearray(data)
     start = 0
-    while len(plain) - start >= 8:
-        length = plain[start] | plain[start + 1] << 8
-        if length < 8:
+    while len(plain) - start >= HOP_HEADER.size:
+        length = HOP_HEADER.unpack_from(plain, start)[0]
+        if length < HOP_HEADER.size:
             break
         plain[start + 2] = 0
         start += (length + 3) & ~3
