@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 import os
 
-from passt.kernel.ebpf import bytecode, kernels, pins, tokens
+from passt.kernel.ebpf import bytecode, kernels
 from passt.kernel.ebpf.bytecode import BytecodeError
 from passt.kernel.ebpf.maps import MapSet, attach, make
 from passt.kernel.ebpf.probe import ProbeError, probe
@@ -60,6 +60,13 @@ def _find(*, compile_first: bool) -> tuple[MapSet, str]:
             raise UnavailableError(NO_PRIVILEGE) from None
     except OSError as error:
         raise UnavailableError(f"kernel refuses: {error.strerror}") from None
+    return _given()
+
+
+def _given() -> tuple[MapSet, str]:
+    """What somebody with privileges has done for us; raises UnavailableError."""
+    from passt.kernel.ebpf import pins, tokens
+
     reasons = [NO_PRIVILEGE]
     try:
         return delegated()
@@ -88,6 +95,8 @@ def own(*, compile_first: bool) -> tuple[MapSet, str]:
 
 def delegated() -> tuple[MapSet, str]:
     """Maps made with a token, and how; raises as :func:`own`, and NoTokenError."""
+    from passt.kernel.ebpf import tokens
+
     token = tokens.take()
     try:
         fds, how = load(compile_first=False, token=token)

@@ -35,6 +35,9 @@ GRANT_BYTES, GRANT_PACKETS, CONSUMED, GENERATION = 0, 1, 2, 3
 # Words of a count.
 BYTES, PACKETS, PASSED, LAST = 0, 1, 2, 3
 
+#: With a slot in the ring: data of its socket were lost.
+BROKEN = 1 << 31
+
 #: Size of the ring in bytes; a record takes 16, and a slot has one there at a time, two while its
 #: user changes.
 RING = 1 << 18

@@ -16,7 +16,7 @@ that are spliced as any other::
 
 from __future__ import annotations
 
-import random
+import os
 import select
 import struct
 
@@ -85,7 +85,7 @@ class Rig:
     def run(self) -> None:
         """All steps."""
         maps = self._maps
-        early, granted, passed, after = (random.randbytes(_SIZE) for _ in range(4))
+        early, granted, passed, after = (os.urandom(_SIZE) for _ in range(4))
         self.client.sendall(early[:100])
         for slot, sock in enumerate((self.left, self.right), _SLOT):
             at = slot * WORDS

@@ -24,16 +24,20 @@
 // least to 6.18), so the data would be there twice.  So we remember where the last segment ended,
 // and cut off what is older.  Sequence numbers are where TCP keeps them for itself, at the
 // beginning of the control block; the probe looks whether they are there.  What is remembered
-// belongs to a connection: a new one has another number, its generation.
+// belongs to a connection: a new one has another number, its generation.  Where that is impossible
+// (for want of memory, or more than a segment of 64 KiB is old), a special bell tells that the
+// connection must be reset; nothing is redirected any more.
 //
 // Compiled by bcc (compile_bcc.py), with the user-space interface of the kernel only.
 
 #include <uapi/linux/bpf.h>
 
 #define SLOTS 8192
-// bpf_skb_adjust_room() cuts off so much at a time; and more than any segment has.
+// bpf_skb_adjust_room() cuts off so much at a time; and so often, which the verifier goes through.
 #define CUT 4095
-#define CUTS 160
+#define CUTS 17
+// With the number of a slot in a bell.
+#define BROKEN (1U << 31)
 
 struct grant {
 	u64 bytes;
@@ -61,7 +65,8 @@ int verdict(struct __sk_buff *skb)
 	u64 cookie = bpf_get_socket_cookie(skb);
 	u32 begin = skb->cb[0], end = skb->cb[1];
 	u32 *found = ends.lookup(&cookie);
-	u32 slot, peer, old, cut;
+	u32 slot, peer;
+	s32 old, cut;
 	u64 length;
 	int i;
 
@@ -78,20 +83,23 @@ int verdict(struct __sk_buff *skb)
 		return SK_PASS;
 	if (count->generation == (u32)grant->generation) {
 		old = count->end - begin;
-		for (i = 0; i < CUTS && (s32)old > 0; i++) {
+		for (i = 0; i < CUTS && old > 0; i++) {
 			cut = old < CUT ? old : CUT;
-			if (cut > skb->len)
-				cut = skb->len;
-			if (!cut)
-				return SK_DROP;
-			if (bpf_skb_adjust_room(skb, -(s32)cut, 0, 0))
-				return SK_DROP;
+			if (bpf_skb_adjust_room(skb, -cut, 0, 0))
+				break;
 			old -= cut;
+		}
+		if (old > 0) {
+			count->passed++;
+			slot |= BROKEN;
+			bell.ringbuf_output(&slot, sizeof(slot), 0);
+			return SK_DROP;
 		}
 	}
 	count->generation = grant->generation;
 	count->end = end;
 	length = skb->len;
+	// There was nothing but the end of file that is new.
 	if (!length)
 		return SK_DROP;
 	if (count->passed != grant->consumed) {

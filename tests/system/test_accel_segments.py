@@ -20,6 +20,7 @@ from collections.abc import Iterator
 import pytest
 
 from passt.kernel.ebpf.acquire import acquire
+from passt.kernel.ebpf.layout import BROKEN
 from passt.syscalls.ns import CLONE_NEWNET, setns, unshare
 from passt.userspace.splice.pool import TCP_OPTIONS
 from passt.userspace.wire.checksum import checksum
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.system
 
 OURS, PEER = (bytes((192, 0, 2, number)) for number in (1, 2))
 PORT, PEER_PORT = 7000, 40000
-SYN, ACK, PUSH = 2, 16, 8
+FIN, SYN, ACK, PUSH = 1, 2, 16, 8
 TUNSETIFF, TUN_WITHOUT_HEADER = 0x400454CA, 0x1001
 MTU = 65535
 PATIENCE = 10.0
@@ -59,9 +60,9 @@ class Peer:
         for option in TCP_OPTIONS:
             self.sock.setsockopt(*option)
 
-    def send(self, data: bytes, first: int, end: int) -> None:
+    def send(self, data: bytes, first: int, end: int, flags: int = 0) -> None:
         """Send a segment with a part of ``data``, which is all there is in the stream."""
-        self._send(ACK | PUSH, self._seq + first, data[first:end])
+        self._send(ACK | PUSH | flags, self._seq + first, data[first:end])
 
     def close(self) -> None:
         os.close(self._tun)
@@ -148,4 +149,35 @@ def test_overlapping_segments(
         server.recv(1)
     by_kernel = rig.accelerator.bytes()[0]
     assert (by_kernel, lane.sent) == ((len(data), 0) if how == "redirected" else (0, len(data)))
+    server.close()
+
+
+@pytest.mark.parametrize("first", [0, 20, 100])
+def test_end_of_file_behind_old_data(rig: Rig, peer: Peer, first: int) -> None:
+    theirs, server = connection()
+    peer.sock.setblocking(False)
+    flow = rig.splice(peer.sock, theirs)
+    rig.until(lambda: flow.fast is not None, "acceleration")
+    data = random.randbytes(100)
+    peer.send(data, 0, 100)
+    peer.send(data, first, 100, FIN)
+    rig.expect(server, data)
+    rig.until(lambda: flow.client.done, "end of file")
+    assert server.recv(1) == b""
+    assert flow.fast is None
+    server.close()
+
+
+def test_segment_that_cannot_be_cut(rig: Rig, peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if there had been no memory: data are missing, so the connection has no future."""
+    theirs, server = connection()
+    peer.sock.setblocking(False)
+    flow = rig.splice(peer.sock, theirs)
+    rig.until(lambda: flow.fast is not None, "acceleration")
+    monkeypatch.setattr(type(rig.maps), "rung", lambda _maps: [0 | BROKEN, 4711 | BROKEN])
+    rig.accelerator._on_bell(0)
+    assert flow.index < 0
+    rig.loop.round(0)
+    with pytest.raises(ConnectionResetError):
+        server.recv(1)
     server.close()

@@ -19,7 +19,7 @@ often the faster they move, until they have been at rest for a while.
 
 from __future__ import annotations
 
-from passt.kernel.ebpf.layout import BYTES, PASSED, SLOTS
+from passt.kernel.ebpf.layout import BROKEN, BYTES, PASSED, SLOTS
 from passt.syscalls.sockopt import linger_not
 from passt.syscalls.tcpinfo import inq
 from passt.userspace import log
@@ -241,8 +241,11 @@ class Accelerator:
 
     def _on_bell(self, _events: int) -> None:
         """Directions have used up their credit."""
-        for slot in self.maps.rung():
-            lane = self._lanes.get(slot)
+        for number in self.maps.rung():
+            lane = self._lanes.get(number & ~BROKEN)
+            if lane is not None and number & BROKEN:
+                lane.fast.flow.reset("a segment that could not be cut")
+                continue
             if lane is None or lane.fast.leaving or not lane.unread():
                 continue
             self.exhausted += 1
