@@ -145,11 +145,27 @@ def test_a_range(start_root: StartRoot, topology: Topology, version: int) -> Non
             )
 
 
-def test_data_and_speed_of_accepting(start_root: StartRoot, topology: Topology) -> None:
-    """Many connections at once, each to another port; all data arrive."""
+def test_all_ports(start_root: StartRoot, topology: Topology) -> None:
+    """`-t all`: low ones and the last, not those of outgoing connections; few descriptors."""
+    host, remote = topology.host, topology.remote
+    host.sysctl("net/ipv4/ip_local_port_range", "32768 60999")
+    pasta = start_root("-t", "all")
+    assert listeners(host) == 1
+    assert pasta.descriptors() < 200
+    with Greeter(pasta.ns, "guest") as guest:
+        for port in (1, 80, 32767, 40000, 61000, 65535):
+            guest.listen("0.0.0.0", port)
+        for port in (1, 80, 32767, 61000, 65535):
+            assert outcome(remote, net.HOST[4], port) == f"guest {port}"
+        for port in (443, 65534):
+            assert outcome(remote, net.HOST[4], port) in (REFUSAL, "ConnectionResetError")
+        assert outcome(remote, net.HOST[4], 40000) == REFUSAL
+
+
+def test_data_of_many_connections(start_root: StartRoot, topology: Topology) -> None:
+    """They wait to be accepted all at once; all data arrive."""
     pasta = start_root("-t", RANGE)
     server = pasta.ns.listen("0.0.0.0", 20007)
-    pasta.ns.sysctl("net/ipv4/ip_local_port_range", "32768 60999")
     clients = [topology.host.connect(net.LOOPBACK[4], 20007) for _ in range(50)]
     for number, client in enumerate(clients):
         client.sendall(bytes([number]) * 1000)
@@ -239,6 +255,25 @@ def test_program_that_comes_later(
         )
     failure = f"Listen failed for HOST TCP port */{FIRST}: Address already in use"
     assert failure in pasta.messages()
+
+
+def test_program_that_comes_later_by_mptcp(start_root: StartRoot, topology: Topology) -> None:
+    """As those written in Go do, unless told otherwise."""
+    host = topology.host
+    start_root("-t", RANGE)
+    try:
+        sock = host.new_socket(socket.AF_INET, socket.SOCK_STREAM, 262)
+    except OSError as error:
+        pytest.skip(f"no MPTCP: {error.strerror}")
+    with sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("0.0.0.0", FIRST))
+        sock.listen()
+        with host.connect("127.0.0.1", FIRST) as client:
+            connection, _ = sock.accept()
+            with connection:
+                connection.sendall(b"local")
+                assert client.recv(100) == b"local"
 
 
 def test_program_elsewhere_is_no_obstacle(start_root: StartRoot, topology: Topology) -> None:
