@@ -26,23 +26,22 @@ kernel's net/core/fib_rules.c as to what is compared.
 
 from __future__ import annotations
 
-import struct
-from errno import EAFNOSUPPORT, EOPNOTSUPP
-
 from passt.kernel.netlink import uapi
 from passt.kernel.netlink.attributes import FormError, parse, u32
-from passt.kernel.netlink.records import ROUTE_DST_LEN, hops, read_routes
+from passt.kernel.netlink.records import (
+    ROUTE_DST_LEN,
+    RULE_HEADER,
+    hops,
+    read_routes,
+    read_rules,
+)
 from passt.kernel.netlink.retarget import in_main_table
-from passt.kernel.netlink.route_socket import NetlinkError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from passt.kernel.netlink.route_socket import RouteSocket
-
-#: Family, lengths of destination and source, TOS, table, two reserved, action, flags.
-RULE_HEADER = struct.Struct("=BBBBBBBBI")
 
 #: Selectors that a plain packet never satisfies, and those of which that cannot be said.
 _NEVER = (
@@ -81,15 +80,8 @@ def default_routes(
 
 def _tables(sock: RouteSocket, family: int, own: Collection[bytes]) -> list[int]:
     """Tables other than main and local that may route a packet of ours to the world."""
-    try:
-        rules = sock.dump(uapi.RTM_GETRULE, RULE_HEADER.pack(family, 0, 0, 0, 0, 0, 0, 0, 0))
-    except NetlinkError as e:
-        # A kernel without policy routing.
-        if e.errno in (EAFNOSUPPORT, EOPNOTSUPP):
-            return []
-        raise
     found: list[int] = []
-    for body in rules:
+    for body in read_rules(sock, family):
         try:
             table = _table(body, family, own)
         except FormError:
@@ -101,8 +93,6 @@ def _tables(sock: RouteSocket, family: int, own: Collection[bytes]) -> list[int]
 
 def _table(body: bytes, family: int, own: Collection[bytes]) -> int:
     """The table that a rule has packets of ours routed by, 0 if it does not concern them."""
-    if len(body) < RULE_HEADER.size:
-        raise FormError("short rule")
     header = RULE_HEADER.unpack_from(body)
     if header[0] != family or header[7] != uapi.FR_ACT_TO_TBL:
         return 0

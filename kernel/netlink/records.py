@@ -30,8 +30,12 @@ ADDRESS_HEADER = struct.Struct("=BBBBI")  # family, prefix length, flags, scope,
 ROUTE_HEADER = struct.Struct("=BBBBBBBBI")
 HOP_HEADER = struct.Struct("=HBBi")  # length, flags, weight - 1, index
 
-# Offsets in ROUTE_HEADER.
+#: Family, lengths of destination and source, TOS, table, two reserved, action, flags.
+RULE_HEADER = struct.Struct("=BBBBBBBBI")
+
+# Offsets in ROUTE_HEADER, and that of the table in RULE_HEADER.
 ROUTE_FAMILY, ROUTE_DST_LEN, ROUTE_TOS, ROUTE_TABLE = 0, 1, 3, 4
+RULE_TABLE = 4
 ROUTE_PROTOCOL, ROUTE_SCOPE, ROUTE_TYPE, ROUTE_FLAGS = 5, 6, 7, 8
 
 
@@ -202,6 +206,16 @@ def read_routes(
     if index:
         return [body for body in found if any(hop.index == index for hop in hops(body))]
     return found
+
+
+def read_rules(sock: RouteSocket, family: int) -> list[bytes]:
+    """Bodies of the routing rules of `family` that do not name the tables main or local, in order.
+
+    Empty if the kernel has no policy routing.
+    """
+    found = _dump(sock, uapi.RTM_GETRULE, RULE_HEADER.pack(family, 0, 0, 0, 0, 0, 0, 0, 0))
+    usual = (uapi.RT_TABLE_MAIN, uapi.RT_TABLE_LOCAL)
+    return [b for b in found if len(b) >= RULE_HEADER.size and b[RULE_TABLE] not in usual]
 
 
 def _table(body: bytes) -> int:

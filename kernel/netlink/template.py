@@ -39,6 +39,7 @@ from passt.kernel.netlink.records import (
     hops,
     read_addresses,
     read_routes,
+    read_rules,
 )
 from passt.kernel.netlink.route_socket import NetlinkError
 from passt.syscalls import bare_socket as socket
@@ -152,8 +153,8 @@ def _find(sock: RouteSocket, family: int, index: int) -> tuple[Source | None, li
     routes = read_routes(sock, family)
     addresses = read_addresses(sock, family, index) if index else []
     notes: list[Note] = []
-    if not has_default(routes, index):
-        # Rare, and what it takes is not loaded otherwise.
+    if not has_default(routes, index) and read_rules(sock, family):
+        # What rules take to be understood is not loaded otherwise.
         from passt.kernel.netlink.policy import default_routes
 
         elsewhere = default_routes(sock, family, index, [a.local for a in addresses])
