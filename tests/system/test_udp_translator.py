@@ -30,6 +30,7 @@ from tests.system.kit.topology import (
     Topology,
 )
 from tests.unit.fakes import OUR_MAC, Packet
+from tests.unit.multicast_rig import MulticastRig
 from tests.unit.udp_rig import GUEST_PORT, Rig
 
 pytestmark = pytest.mark.system
@@ -93,7 +94,7 @@ def make_rig(host: Netns) -> Iterator[MakeRig]:
     made: list[Rig] = []
 
     def make(*rules: Rule, config: Config | None = None) -> Rig:
-        made.append(Rig(*rules, configuration=config or configuration()))
+        made.append(MulticastRig(*rules, configuration=config or configuration()))
         return made[-1]
 
     yield make

@@ -10,7 +10,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from passt.syscalls.sockopt import IP_MULTICAST_ALL
-from passt.userspace.multicast.sockets import Place
+from passt.userspace.multicast.sockets import Place, places
 from passt.userspace.multicast.translator import Multicast
 from passt.userspace.udp import Udp
 from passt.userspace.wire.checksum import checksum
@@ -24,16 +24,27 @@ GROUP_TEXT = "239.1.2.3"
 _LO = 1
 
 
-class GroupRig(Rig):
-    """Everything around the translator."""
+class MulticastRig(Rig):
+    """Everything around the translator, with multicast where the configuration has it."""
 
     def translator(self, maker: SocketMaker | None, ns_ifindex: int) -> Udp:
         surroundings = self.config, self.nat, self.loop, self.link, self.table
-        places = {4: Place(True, _LO, "lo")}
-        #: The address of the loopback interface that is the kernel's choice.
-        self.own = socket.inet_ntop(socket.AF_INET, places[4].source(GROUP, 9))
-        self.groups = Multicast(*surroundings, maker, ns_ifindex, places)
+        self.groups = Multicast(*surroundings, maker, ns_ifindex, self.places())
         return self.groups
+
+    def places(self) -> dict[int, Place]:
+        """The interfaces for it."""
+        return places(self.config)
+
+
+class GroupRig(MulticastRig):
+    """The same on the loopback interface."""
+
+    def places(self) -> dict[int, Place]:
+        place = Place(True, _LO, "lo")
+        #: The address of the loopback interface that is the kernel's choice.
+        self.own = socket.inet_ntop(socket.AF_INET, place.source(GROUP, 9))
+        return {4: place}
 
     def report(self, *records: tuple[int, bytes, tuple[bytes, ...]]) -> None:
         """The guest sends an IGMPv3 report."""
