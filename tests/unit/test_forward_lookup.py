@@ -389,6 +389,19 @@ def test_listener_that_cannot_be_served(
     assert not world.host.bound
 
 
+def test_listener_of_a_new_rule_that_cannot_be_served(make_world: MakeWorld) -> None:
+    world = make_world().start()
+    world.tcp.refuse[LISTENER] = errno.ENOSPC
+    told = replace(world, [tcp(flags=BEST_EFFORT)])
+    assert told == [f"All listens failed for HOST TCP */{FIRST}-{LAST}"]
+    assert not world.maps.places
+    assert not world.host.bound
+    # It is tried again, as for any port that fails.
+    world.tcp.refuse.clear()
+    world.loop.wait()
+    assert len(world.maps.opened()) == MANY
+
+
 def test_claims_are_of_the_start(make_world: MakeWorld) -> None:
     numbers = struct.pack("=H", OPEN) * (NUMBERS // 2)
     world = make_world(claims=[Claim(Place(IPV4), numbers)]).start()

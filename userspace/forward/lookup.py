@@ -225,7 +225,9 @@ class Gate:
             for listener in by_slot.values():
                 for user in listener.users:
                     slot = listener.slot
-                    taken[user] = [p for p in user.all_ports if self._maps.overtaken(slot, p)]
+                    ports = [p for p in user.all_ports if self._maps.overtaken(slot, p)]
+                    if ports:
+                        taken[user] = ports
         for user, ports in taken.items():
             user.look_again(ports)
 
@@ -293,7 +295,11 @@ class LookupBinding(Binding):
         """Have ``owner`` serve connections, those to ports opened later included."""
         super().attach(owner)
         if self._listener is not None:
-            self._serve(self._listener, owner)
+            try:
+                self._serve(self._listener, owner)
+            except OSError as error:
+                for port in self.all_ports:
+                    self._fail(port, error.errno or errno.EIO)
 
     def look_again(self, ports: list[int]) -> None:
         """Others began to listen on ``ports``, which are closed by that: find out what they are."""
@@ -329,12 +335,12 @@ class LookupBinding(Binding):
         return True
 
     def _serve(self, listener: Listener, owner: Owner) -> None:
+        """Have ``owner`` accept on ``listener``; OSError, and no listener, if it cannot."""
         try:
             self._gate.serve(listener, owner, self.rule, self.pif)
-        except OSError as error:
+        except OSError:
             self._part()
-            for port in self.all_ports:
-                self._fail(port, error.errno or errno.EIO)
+            raise
 
     def _part(self) -> None:
         """Give the listener up."""
