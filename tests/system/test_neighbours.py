@@ -258,6 +258,26 @@ def test_busy_network_costs_next_to_nothing(
         host.run(["ip", "neigh", "del", STRANGER[4], "dev", "eth0"], check=False)
 
 
+def test_start_while_neighbours_change(start_guest: StartGuest, host: Netns) -> None:
+    """What is asked for is not mistaken for what is reported, nor the other way round."""
+    lines = "".join(
+        f"neigh replace 198.51.{101 + i // 250}.{i % 250} lladdr 02:00:00:00:00:{i % 200:02x} "
+        "dev eth0 nud stale\n"
+        for i in range(5000)
+        if i // 250 < 3
+    )
+    changing = host.popen(["sh", "-c", "while true; do ip -batch /dev/stdin <<E\n$1E\ndone", "sh",
+                           lines])  # fmt: skip
+    try:
+        put(host, STRANGER[4], MACS[0])
+        guest = start_guest()
+        becomes(guest, 4, STRANGER[4], MACS[0])
+    finally:
+        host.processes.stop(changing)
+        host.run(["ip", "neigh", "flush", "nud", "stale", "to", "198.51.0.0/16"], check=False)
+        host.run(["ip", "neigh", "del", STRANGER[4], "dev", "eth0"], check=False)
+
+
 def test_no_neighbours_without_a_link(
     ours_only: None, start_pasta: StartPasta, version: int
 ) -> None:

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from passt.userspace.multicast.filters import Filter
 from passt.userspace.multicast.policy import is_joined, known_ports, leaves_host
+from passt.userspace.multicast.sockets import Place, places
 from passt.userspace.wire import membership
+from tests.unit.fakes import config
 
 
 def packed(address: str) -> bytes:
@@ -60,6 +62,24 @@ def test_groups(group: str, joined: bool, ports: tuple[int, ...]) -> None:
 )  # fmt: skip
 def test_scopes_that_end_at_the_host(group: str, leaves: bool) -> None:
     assert leaves_host(packed(group)) == leaves
+
+
+def test_places() -> None:
+    """The template's interface, or the outbound one; none where there is no link."""
+    configuration = config()
+    assert places(configuration) == {}
+    configuration.v4.ifindex = configuration.v6.ifindex = 1
+    configuration.v4.ifname = configuration.v6.ifname = "lo"
+    assert places(configuration) == {}
+    configuration.v4.ifindex, configuration.v4.ifname = 7, "eth0"
+    configuration.v6.ifindex, configuration.v6.ifname = 8, "eth1"
+    assert places(configuration) == {4: Place(True, 7, "eth0"), 16: Place(False, 8, "eth1")}
+    configuration.v4.outbound_if = "eth2"
+    assert places(configuration).keys() == {16}
+    configuration.v4.outbound_index = 9
+    assert places(configuration)[4] == Place(True, 9, "eth2", bound=True)
+    configuration.v6.enabled = False
+    assert places(configuration).keys() == {4}
 
 
 SOURCE = st.integers(1, 6).map(lambda number: bytes((10, 0, 0, number)))

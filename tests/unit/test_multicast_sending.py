@@ -181,6 +181,9 @@ def test_unanswered_flows_are_limited(rig: GroupRig) -> None:
 
 
 def test_failures_leave_nothing(rig: GroupRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor a message, where the reason is that there is no network."""
+    told: list[object] = []
+    monkeypatch.setattr("passt.userspace.log.limited", lambda *words: told.append(words))
     for name in ("source", "sender"):
         with monkeypatch.context() as patch:
             patch.setattr(f"passt.userspace.multicast.sockets.Place.{name}", _fail)
@@ -188,6 +191,14 @@ def test_failures_leave_nothing(rig: GroupRig, monkeypatch: pytest.MonkeyPatch) 
         assert rig.flows() == []
         assert rig.link.sent == []
     assert not rig.groups._senders
+    assert told == []
+    monkeypatch.setattr("passt.userspace.multicast.sockets.Place.sender", _exhausted)
+    rig.guest_sends(4, 9, b"x", to=GROUP)
+    assert len(told) == 1
+
+
+def _exhausted(*_: object) -> None:
+    raise OSError(24, "Too many open files")
 
 
 def _fail(*_: object) -> None:

@@ -15,16 +15,19 @@ a socket that shares its port (:mod:`passt.userspace.multicast.sockets`) remembe
 
 from __future__ import annotations
 
+from errno import EADDRNOTAVAIL, EHOSTUNREACH, ENETUNREACH, ENODEV
+
 from passt.kernel.queues import deque
 from passt.syscalls import bare_socket as socket
 from passt.syscalls.cmsg import pktinfo
 from passt.syscalls.sockaddr import unpack
+from passt.userspace import log
 from passt.userspace.flow.nat import is_unicast
 from passt.userspace.loop import EPOLLERR, EPOLLIN
 from passt.userspace.multicast.policy import leaves_host
 from passt.userspace.udp import Udp
 from passt.userspace.udp.base import FROM_GUEST, open_failed
-from passt.userspace.udp.flow import PORTS, UdpFlow, split
+from passt.userspace.udp.flow import PORTS, Pair, UdpFlow, split
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,6 +41,9 @@ if TYPE_CHECKING:
     from passt.userspace.loop import Loop
     from passt.userspace.multicast.sockets import Place
     from passt.userspace.splice.pool import SocketMaker
+
+#: Programs ask groups all the time, whether there is a network or not.
+_NO_NETWORK = frozenset((ENETUNREACH, EHOSTUNREACH, ENODEV, EADDRNOTAVAIL))
 
 #: Datagrams remembered, and for how many seconds: an echo comes at once.
 _ECHOES = 256
@@ -148,7 +154,10 @@ class Sending(Udp):
             source = local or place.source(group, group_port)
             sock, shared = place.sender(group, group_port, local, port)
         except OSError as error:
-            open_failed(error, "TAP", key)
+            if error.errno not in _NO_NETWORK:
+                open_failed(error, "TAP", key)
+            elif log.debug_on:
+                log.debug(f"Couldn't send to group: {error.strerror}: TAP {Pair(key)}")
             self._unanswered["TAP"].add(None, guest, group)
             return None
         host_key = group + source + PORTS.pack(group_port, sock.getsockname()[1])
