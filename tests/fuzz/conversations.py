@@ -213,6 +213,25 @@ def stream(version: int) -> list[Step]:
     ]
 
 
+def moves(version: int) -> list[Step]:
+    """A guest with a bit of everything, whose host goes from one network to another."""
+    some = [*upload(version)[:6], *datagrams(version)[:3], *echo(version)[:3], *groups(version)[:5]]
+    return [
+        step("frame", frames.samples()["router-solicitation"]),
+        *some,
+        step("renew", b"\x01"),
+        END,
+        *some,
+        step("renew", b"\xc6"),
+        clock(1, 0),
+        step("renew", b"\x8b"),
+        *some,
+        step("renew", b"\xc0"),
+        step("frame", frames.samples()["dhcp-request"]),
+        END,
+    ]
+
+
 def groups(version: int) -> list[Step]:
     """The guest listens to a group, sends to it, is asked, listens to some only, and leaves."""
     v4 = version == 4
@@ -302,6 +321,7 @@ def all_of_them() -> Iterator[tuple[str, list[Step]]]:
         yield f"echo{version}", echo(version)
         yield f"groups{version}", groups(version)
         yield f"stream{version}", stream(version)
+        yield f"moves{version}", moves(version)
     yield "window", window()
     yield "restart", restart()
     yield "refusals", refusals()

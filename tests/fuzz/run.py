@@ -217,6 +217,11 @@ class Run:
         except OSError:
             pass
 
+    def renew(self, operand: bytes) -> None:
+        """The host's network is another one."""
+        if operand:
+            self.world.renew(operand[0])
+
     def link(self, operand: bytes) -> None:
         """The link takes frames, or does not."""
         self.world.link.accept = not (operand[:1] and operand[0] & 1)
@@ -275,6 +280,7 @@ OPERATIONS = (
     Run.segment,
     Run.events,
     Run.tell,
+    Run.renew,
 )
 
 #: By name of the method, for those who write programs.

@@ -63,6 +63,15 @@ MASK = 0xFFFFFFFF
 #: Flows at most: enough for everything to happen, few enough for a table to be full.
 LIMIT = 12
 
+#: Addresses that the guest can be given later on, and other routers.
+_ASSIGNED = (
+    (fakes.GUEST4, fakes.GUEST6),
+    (b"\xc0\0\2\x63", fakes.GUEST6[:15] + b"\x63"),
+    (b"\xa9\xfe\2\1", None),
+    (b"\xc6\x33\x64\x63", b"\xfd" + bytes(14) + b"\x63"),
+)
+_ROUTER4, _ROUTER6 = b"\xc6\x33\x64\1", b"\xfe\x80" + bytes(13) + b"\x77"
+
 #: Index of the loopback interface, where groups are joined.
 _LOOPBACK = 1
 
@@ -70,6 +79,8 @@ _LOOPBACK = 1
 _WITH_SOCKETS = (passt.userspace.tcp.tcp, passt.userspace.icmp.translator, passt.kernel.sockets)
 
 _net: Net | None = None
+
+_real_places = multicast.places  # type: ignore[attr-defined]
 
 
 class World:
@@ -124,11 +135,9 @@ class World:
         #: The UDP translator, if it is the one with multicast.
         self.groups: multicast.Multicast | None = None
         if groups and self.config.udp:
-            families = (4, self.config.v4), (16, self.config.v6)
-            places = {
-                size: Place(size == 4, _LOOPBACK, "lo") for size, each in families if each.enabled
-            }
+            places = self._places(self.config)
             self.groups = multicast.Multicast(*surroundings, maker, 0, places)
+            multicast.places = self._places  # type: ignore[attr-defined]
         self.udp: Udp | None = self.groups
         if self.udp is None and self.config.udp:
             self.udp = Udp(*surroundings, maker)
@@ -161,6 +170,7 @@ class World:
                 self.settle()
             self._end(check=kind is None)
         finally:
+            multicast.places = _real_places  # type: ignore[attr-defined]
             for module in _WITH_SOCKETS:
                 module.socket = bare_socket  # type: ignore[attr-defined]
             self._journal.__exit__()
@@ -331,6 +341,41 @@ class World:
         if self.udp is not None:
             assert not self.udp._touched, "UDP waits for another batch"
         assert not self.ctx.touched, "TCP waits for another batch"
+        self.drain()
+
+    def _places(self, config: Config) -> dict[int, Place]:
+        """Where multicast is: the loopback interface, of a version that has a router."""
+        families = (4, config.v4), (16, config.v6)
+        return {
+            size: Place(size == 4, _LOOPBACK, "lo")
+            for size, each in families
+            if each.enabled and each.gateway is not None
+        }
+
+    def renew(self, choice: int) -> None:
+        """The host's network changed, and with it what the guest has: one of a few things."""
+        config = self.config
+        former4, former6 = config.v4.addr, config.v6.addr
+        routers = (fakes.GATEWAY4, fakes.GATEWAY6), (_ROUTER4, _ROUTER6), (None, None)
+        for family, addr, router in zip(
+            (config.v4, config.v6),
+            _ASSIGNED[choice & 3],
+            routers[(choice >> 2) % 3],
+            strict=True,
+        ):
+            if not family.addr_fixed:
+                family.addr = addr
+                family.own = frozenset((addr,) if addr is not None else ())
+            if family.map_host_loopback is not None:
+                family.map_host_loopback = router or family.map_host_loopback
+            family.gateway = router
+        gone = {former4, former6} - {config.v4.addr, config.v6.addr, None}
+        withdrawn = frozenset(addr for addr in gone if addr is not None)
+        self.nat.renew(withdrawn)
+        self.stack.renew(former4 if former4 != config.v4.addr else None)
+        lost = frozenset((b"\x7f\0\0\1",) if choice & 0x40 else ())
+        for flow in self.table.flows():
+            flow.strand(lost, withdrawn if choice & 0x80 else frozenset())
         self.drain()
 
     # Time and events.

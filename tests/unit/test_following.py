@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from types import SimpleNamespace
 
 import pytest
 from scapy.layers.dhcp import BOOTP, DHCP
@@ -27,6 +28,7 @@ from passt.userspace.flow.nat import Nat
 from passt.userspace.flow.rules import HOST
 from passt.userspace.flow.table import Flow, FlowTable
 from passt.userspace.following import Following, plans_for, task_of
+from passt.userspace.icmp.flow import EchoFlow
 from passt.userspace.loop import Loop
 from passt.userspace.services.services import LEASE, Services
 from passt.userspace.stack import Stack
@@ -305,6 +307,24 @@ def test_flows_are_asked_some_per_round_and_then_the_follower_goes_on() -> None:
     assert [len(flow.asked) for flow in flows] == [1] * 999 + [0]
     assert flows[0].asked == [(frozenset((lost,)), frozenset((withdrawn,)))]
     assert rig.follower.proceeded == 1
+
+
+def test_ping_whose_address_the_kernel_does_not_tell_goes_on() -> None:
+    """An error of getsockname(2) must not get to the loop."""
+
+    class Silent(socket.socket):
+        def getsockname(self) -> object:
+            raise OSError(105, "No buffer space available")
+
+    ended: list[object] = []
+    owner = SimpleNamespace(end=ended.append)
+    with Silent(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        key = ip("192.0.2.2") + ip("10.0.0.1") + b"\0\7"
+        flow = EchoFlow(owner, sock, key, ip("10.0.0.1"), ("10.0.0.1", 0), multicast=False)  # type: ignore[arg-type]
+        flow.strand(frozenset((ip("192.0.2.2"),)), frozenset())
+        assert not ended
+        flow.strand(frozenset(), frozenset((ip("192.0.2.2"),)))
+        assert ended == [flow]
 
 
 def test_nothing_to_end_goes_on_at_once() -> None:

@@ -94,7 +94,14 @@ class EchoFlow(Expiring):
 
     def strand(self, lost: Container[bytes], withdrawn: Container[bytes]) -> None:
         """End if one of the addresses is not there any more: the next request begins anew."""
-        if self.guest in withdrawn or (lost and unmap(packed(self.sock.getsockname())) in lost):
+        gone = self.guest in withdrawn
+        if not gone and lost:
+            try:
+                gone = unmap(packed(self.sock.getsockname())) in lost
+            except OSError:
+                # Who does not tell its address is not known to have lost it.
+                return
+        if gone:
             self.owner.end(self)
 
     def give_up(self) -> None:
