@@ -181,7 +181,7 @@ def run_cases(options: argparse.Namespace) -> int:
     from perf.progress import display
     from perf.rounds import Run
     from perf.subjects import make
-    from perf.table import plain, rows
+    from perf.table import rows
 
     cases = choose(options.patterns, options.set)
     need_root()
@@ -199,14 +199,14 @@ def run_cases(options: argparse.Namespace) -> int:
             progress.close()
     if options.output:
         write(options.output, dump(results))
-    print(plain(rows(results, list(results.subjects), results.reference())), end="")
+    show(rows(results, list(results.subjects), results.reference()))
     print_failures(results)
     return 0
 
 
 def compare(options: argparse.Namespace) -> int:
     """Print ratios."""
-    from perf.table import between, key_figures, markdown, plain, rows
+    from perf.table import between, key_figures, markdown, rows
 
     if len(options.files) > 2:
         raise RefusedError("compare takes one or two files")
@@ -214,15 +214,20 @@ def compare(options: argparse.Namespace) -> int:
     reference = options.reference or found[0].reference()
     if reference and any(reference not in each.subjects for each in found):
         raise RefusedError(f"no subject {reference}")
-    show = markdown if options.markdown else plain
-    if len(found) == 2:
-        if reference is None:
-            raise RefusedError("results of two runs are compared by a reference: --reference")
-        print(show(between(found[0], found[1], reference)), end="")
-    elif options.short:
-        print(key_figures(found[0], list(found[0].subjects), reference), end="")
+    subjects = list(found[0].subjects)
+    if options.short:
+        print(key_figures(found[0], subjects, reference), end="")
+        return 0
+    if len(found) == 1:
+        table = rows(found[0], subjects, reference)
+    elif reference is None:
+        raise RefusedError("results of two runs are compared by a reference: --reference")
     else:
-        print(show(rows(found[0], list(found[0].subjects), reference)), end="")
+        table = between(found[0], found[1], reference)
+    if options.markdown:
+        print(markdown(table), end="")
+    else:
+        show(table)
     return 0
 
 
@@ -303,6 +308,25 @@ def need_root() -> None:
     """RefusedError unless root."""
     if os.geteuid():
         raise RefusedError("needs root, for network namespaces")
+
+
+def show(table: Sequence[Sequence[str]]) -> None:
+    """Print a table, on a terminal in columns that fit it (rich), if that is installed."""
+    from perf.table import plain
+
+    if sys.stdout.isatty():
+        try:
+            from rich.console import Console
+            from rich.table import Table
+        except ImportError:
+            pass
+        else:
+            grid = Table(*table[0], show_lines=True)
+            for line in table[1:]:
+                grid.add_row(*line)
+            Console(markup=False, highlight=False).print(grid)
+            return
+    print(plain(table), end="")
 
 
 def write(path: str, text: str) -> None:
