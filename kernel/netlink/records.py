@@ -79,14 +79,18 @@ class Address:
 
 
 class Hop:
-    """One way a route goes: interface index, gateway (packed, or None), weight from 1."""
+    """One way a route goes: interface index, gateway (packed, or None), weight from 1.
 
-    __slots__ = ("gateway", "index", "weight")
+    `dead`: the kernel does not use it, as its interface is down.
+    """
 
-    def __init__(self, index: int, gateway: bytes | None, weight: int) -> None:
+    __slots__ = ("dead", "gateway", "index", "weight")
+
+    def __init__(self, index: int, gateway: bytes | None, weight: int, flags: int) -> None:
         self.index = index
         self.gateway = gateway
         self.weight = weight
+        self.dead = bool(flags & uapi.RTNH_F_DEAD)
 
 
 def address_length(family: int) -> int:
@@ -128,7 +132,9 @@ def hops(body: bytes) -> list[Hop]:
         multipath = found.get(uapi.RTA_MULTIPATH)
         if multipath is None:
             oif = found.get(uapi.RTA_OIF)
-            nexthops = [] if oif is None else [Hop(u32(oif), found.get(uapi.RTA_GATEWAY), 1)]
+            flags = ROUTE_HEADER.unpack_from(body)[ROUTE_FLAGS]
+            gateway = found.get(uapi.RTA_GATEWAY)
+            nexthops = [] if oif is None else [Hop(u32(oif), gateway, 1, flags)]
         else:
             nexthops = _multipath_hops(multipath)
     except FormError:
@@ -144,11 +150,11 @@ def _multipath_hops(data: bytes) -> list[Hop]:
     found = []
     start = 0
     while len(data) - start >= HOP_HEADER.size:
-        length, _, weight, index = HOP_HEADER.unpack_from(data, start)
+        length, flags, weight, index = HOP_HEADER.unpack_from(data, start)
         if length < HOP_HEADER.size or length > len(data) - start:
             raise FormError("hop exceeds its list")
         nested = parse(data, start + HOP_HEADER.size, start + length)
-        found.append(Hop(index, nested.get(uapi.RTA_GATEWAY), weight + 1))
+        found.append(Hop(index, nested.get(uapi.RTA_GATEWAY), weight + 1, flags))
         start += (length + 3) & ~3
     return found
 

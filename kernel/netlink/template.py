@@ -5,7 +5,7 @@ Theory of operation
 The interface is the one the user named, else that of the first default route in the main table
 (the kernel reports IPv4 routes of one prefix lowest metric first), else that of the first route
 of any kind.  Loopback (index 1) and routes to link-local prefixes say nothing about where the
-world is and are passed over.  A multipath route counts as its first hop.
+world is and are passed over.  A multipath route counts as its first hop that is in use.
 
 If the main table has no default route, neither at all nor through the named interface, one that
 the host's routing rules lead to counts instead (`policy`).
@@ -235,8 +235,8 @@ def _first_interface(routes: Sequence[bytes]) -> tuple[int, bool]:
 
 
 def _route_interface(body: bytes) -> int:
-    """Index of a route's first hop; 0 if it does not make its interface a candidate."""
-    first = hops(body)[:1]
+    """Index of a route's first hop in use; 0 if it does not make its interface a candidate."""
+    first = [hop for hop in hops(body) if not hop.dead][:1]
     if not first or first[0].index == uapi.LOOPBACK_INDEX or _is_link_local_route(body):
         return 0
     return first[0].index
@@ -267,7 +267,7 @@ def default_gateway(routes: Sequence[bytes], index: int) -> tuple[bool, bytes | 
             continue
         ours = [hop for hop in hops(body) if hop.index == index]
         if ours:
-            return True, max(ours, key=lambda hop: hop.weight).gateway
+            return True, max(ours, key=lambda hop: (not hop.dead, hop.weight)).gateway
     return False, None
 
 

@@ -115,6 +115,16 @@ def test_heaviest_hop_and_the_first_among_equals(lab: Lab) -> None:
     assert shown(lab.template(ipv6=False).ipv4) == ("eth0", "192.0.2.2/24", "192.0.2.3")
 
 
+def test_hops_of_interfaces_that_are_down_do_not_count(lab: Lab) -> None:
+    lab.host.run(
+        "ip addr add 192.0.2.2/24 dev eth0; ip addr add 198.51.100.2/24 dev eth1\n"
+        "ip route add default nexthop via 192.0.2.1 nexthop via 198.51.100.1\n"
+        "ip link set eth0 down\n"
+    )
+    assert "dead" in lab.host.run("ip route show default")
+    assert shown(lab.template(ipv6=False).ipv4) == ("eth1", "198.51.100.2/24", "198.51.100.1")
+
+
 def test_point_to_point_address_is_ours_not_the_peers(lab: Lab) -> None:
     lab.host.run(
         "ip addr add 10.0.0.1 peer 10.0.0.2/32 dev eth0; ip route add default via 10.0.0.2\n"

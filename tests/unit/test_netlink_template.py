@@ -324,3 +324,14 @@ def test_netlink_failure_means_local_mode(host: Host) -> None:
     found, notes = host.survey(Wish(IPV4))
     assert found is None
     assert texts(notes, "warning") == ["Couldn't read IPv4 configuration: Invalid argument"]
+
+
+def test_hops_that_are_not_in_use() -> None:
+    """They choose no interface, and are gateways only where there is no other."""
+    dead = hop(2, "192.0.2.1", 9, flags=1)
+    body = route("default", hops=[dead, hop(3, "198.51.100.1"), hop(2, "192.0.2.9")])
+    assert template.choose_interface([body], "IPv4")[0] == 3
+    assert template.default_gateway([body], 2) == (True, pack_ip("192.0.2.9"))
+    assert template.default_gateway([route("default", hops=[dead])], 2)[1] == pack_ip("192.0.2.1")
+    lone = route("default", 2, "192.0.2.1", flags=1)
+    assert template.choose_interface([lone, route("default", 3)], "IPv4")[0] == 3
