@@ -197,6 +197,23 @@ def test_failures_leave_nothing(rig: GroupRig, monkeypatch: pytest.MonkeyPatch) 
     assert len(told) == 1
 
 
+def test_socket_whose_port_the_kernel_does_not_tell(
+    rig: GroupRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of getsockname(2) must not get to the loop; nothing is left of it."""
+
+    class Silent(socket.socket):
+        def getsockname(self) -> object:
+            raise OSError(105, "No buffer space available")
+
+    sock = Silent(socket.AF_INET, socket.SOCK_DGRAM)
+    sender = "passt.userspace.multicast.sockets.Place.sender"
+    monkeypatch.setattr(sender, lambda *_: (sock, False))
+    rig.guest_sends(4, 9, b"x", to=GROUP)
+    assert rig.flows() == []
+    assert sock.fileno() < 0
+
+
 def _exhausted(*_: object) -> None:
     raise OSError(24, "Too many open files")
 

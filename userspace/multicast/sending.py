@@ -149,18 +149,22 @@ class Sending(Udp):
         place = self._places.get(len(group))
         if place is None or not leaves_host(group):
             return None
+        sock: socket.socket | None = None
         try:
             local = self._nat.outbound_source(group)
             source = local or place.source(group, group_port)
             sock, shared = place.sender(group, group_port, local, port)
+            own_port = sock.getsockname()[1]
         except OSError as error:
+            if sock is not None:
+                sock.close()
             if error.errno not in _NO_NETWORK:
                 open_failed(error, "TAP", key)
             elif log.debug_on:
                 log.debug(f"Couldn't send to group: {error.strerror}: TAP {Pair(key)}")
             self._unanswered["TAP"].add(None, guest, group)
             return None
-        host_key = group + source + PORTS.pack(group_port, sock.getsockname()[1])
+        host_key = group + source + PORTS.pack(group_port, own_port)
         if shared:
             sock = self._noting(sock, host_key)
         flow = GroupFlow(self, sock, key, host_key, shared=shared)
