@@ -222,6 +222,28 @@ def test_low_ports_are_an_error_for_a_fixed_rule(make_world: MakeWorld) -> None:
         world.open()
 
 
+@pytest.mark.parametrize("last", [1000 + 50, 1999], ids=["few", "many"])
+def test_low_ports_of_a_new_rule_stay_closed(
+    make_world: MakeWorld, messages: list[str], last: int
+) -> None:
+    """They are tried again each second, as those of any fixed rule, and nobody else has them."""
+    world = make_world().start()
+    low = range(last - 999, 1024)
+    world.host.errors = dict.fromkeys(low, errno.EACCES)
+    replace(world, [tcp(low[0], last)])
+    for _ in range(3):
+        assert world.maps.opened() == list(range(1024, last + 1))
+        world.loop.wait()
+    assert len(messages) == len(low)
+    # net.ipv4.ip_unprivileged_port_start changes.
+    world.host.errors = dict.fromkeys(range(low[0], 1020), errno.EACCES)
+    world.loop.wait()
+    assert world.maps.opened() == list(range(max(1020, low[0]), last + 1))
+    world.host.errors = {}
+    world.loop.wait()
+    assert world.maps.opened() == list(range(low[0], last + 1))
+
+
 def test_no_socket_to_be_had(make_world: MakeWorld) -> None:
     world = make_world(tcp(ifname="eth0"))
     world.host.errors = {None: errno.ENODEV}

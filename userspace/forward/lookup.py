@@ -248,14 +248,15 @@ class Gate:
 class LookupBinding(Binding):
     """A binding whose ports are open by a gate, unless there is no listener to be had."""
 
-    __slots__ = ("_gate", "_listener", "_open", "_tried")
+    __slots__ = ("_denied", "_gate", "_listener", "_open", "_tried")
 
     def __init__(self, rule: Rule, pif: int, plans: list[Plan], gate: Gate) -> None:
         super().__init__(rule, pif, plans)
         self._gate = gate
         self._listener: Listener | None = None
-        #: The set of open ports.
+        #: The sets of open ports, and of those that are too low for us to bind.
         self._open = 0
+        self._denied = 0
         #: Ports have been opened before, or could not be.
         self._tried = False
 
@@ -352,38 +353,31 @@ class LookupBinding(Binding):
 
     def _obstacles(self, ports: int, place: Place, make: Make) -> dict[int, int]:
         """Errors that sockets for ``ports`` of the set would meet."""
-        if self._tried:
-            return self._still(ports, make)
-        lowest = self._lowest(ports, make)
-        denied = ports & ((1 << lowest) - 1)
-        claimed = ports & ~denied & self._gate.claimed(place)
-        rest = ports_in(ports & ~denied & ~claimed & self._gate.bound())
-        return {
-            **dict.fromkeys(ports_in(denied), errno.EACCES),
-            **dict.fromkeys(ports_in(claimed), errno.EADDRINUSE),
-            **self._attempts(rest, make),
-        }
-
-    def _still(self, ports: int, make: Make) -> dict[int, int]:
-        """The same for ports that have been tried before, which may be every second."""
-        if ports.bit_count() > _BATCH:
-            ports &= self._gate.bound()
-        failed = self._attempts(ports_in(ports), make)
-        denied = portset(port for port, number in failed.items() if number == errno.EACCES)
-        if denied:
-            # Privilege that we had at start: so somebody has the port, or it is free.
-            bound = self._gate.bound()
-            for port in ports_in(denied):
-                if bound >> port & 1:
-                    failed[port] = errno.EADDRINUSE
-                else:
-                    del failed[port]
+        # Privilege that we have at first is not missing later, even if binding fails then.
+        low = ports & self._denied if self._tried else ports
+        denied = low & ((1 << self._lowest(low, make)) - 1)
+        self._denied = self._denied & ~low | denied
+        failed = dict.fromkeys(ports_in(denied), errno.EACCES)
+        rest = ports & ~denied
+        if not self._tried:
+            claimed = rest & self._gate.claimed(place)
+            failed.update(dict.fromkeys(ports_in(claimed), errno.EADDRINUSE))
+            rest &= ~claimed & self._gate.bound()
+        elif rest.bit_count() > _BATCH:
+            rest &= self._gate.bound()
+        found = self._attempts(ports_in(rest), make)
+        bound = self._gate.bound() if errno.EACCES in found.values() else 0
+        for port, number in found.items():
+            if number != errno.EACCES:
+                failed[port] = number
+            elif bound >> port & 1:
+                failed[port] = errno.EADDRINUSE
         return failed
 
     def _lowest(self, ports: int, make: Make) -> int:
         """The lowest of ``ports`` that we may bind, by trying; one more than the last if none."""
         first, last = (ports & -ports).bit_length() - 1, ports.bit_length() - 1
-        if ports == 0 or self._attempts([first], make).get(first) != errno.EACCES:
+        if not ports or self._attempts([first], make).get(first) != errno.EACCES:
             return 0
         # From some port on all may be bound: net.ipv4.ip_unprivileged_port_start.
         denied, allowed = first, last + 1
