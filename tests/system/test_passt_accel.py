@@ -206,6 +206,8 @@ def test_works_again_after_sigkill(
             with pytest.raises(AssertionError, match="ended early"):
                 pasta.close()
         pasta = Pasta(program, topology.host, user, *OPTIONS, "--accel=ebpf")
+        # What the former instances left in the maps is gone.
+        assert prepared.sockets(user.uid) == 0
         exchange(Path("fast-in", 6, topology, pasta))
         pasta.close()
 
