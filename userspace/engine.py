@@ -53,6 +53,8 @@ def preload(config: Config) -> None:
     """Import what assembly will need for ``config``, at a time when there is a wait anyway."""
     if config.splice_only:
         return
+    if config.follow:
+        import passt.userspace.following
     later = config.follow and not config.config_net
     if config.dhcp or later:
         import passt.userspace.services.dhcp

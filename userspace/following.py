@@ -15,102 +15,29 @@ handled whole: nothing that a guest does leads here.
 
 from __future__ import annotations
 
-from passt.kernel.follow.settle import LOCAL, NOTHING, WORLD
-from passt.kernel.follow.start import Follower, Task
-from passt.kernel.netlink.worker import FamilyTemplate
 from passt.userspace import log
 from passt.userspace.config import dns, resolvconf
-from passt.userspace.config.model import DERIVED, Family
-from passt.userspace.config.resolve import (
-    is_link_local,
-    plan_of,
-    resolve_family,
-    settle_servers,
-)
+from passt.userspace.config.followed import AF_INET, AF_INET6, settled
+from passt.userspace.config.model import DERIVED
+from passt.userspace.config.resolve import settle_servers
 from passt.userspace.config.values import address_text
 from passt.userspace.flow.rules import HOST
 from passt.userspace.loop import EPOLLIN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from passt.kernel.follow.start import Report, Summary
-    from passt.kernel.netlink.worker import FamilyPlan
-    from passt.userspace.config.model import Config
+    from passt.kernel.follow.start import Follower, Report, Summary
+    from passt.userspace.config.model import Config, Family
     from passt.userspace.config.options import Options
     from passt.userspace.config.resolvconf import ResolvConf
     from passt.userspace.engine import Engine
     from passt.userspace.flow.table import Flow
     from passt.userspace.forward.forwarder import Forwarder
 
-AF_INET, AF_INET6 = 2, 10
-
 #: Flows looked at per round.
 _BATCH = 256
 
 _LEVELS = {"warning": log.WARNING, "info": log.INFO, "debug": log.DEBUG}
-
-
-def task_of(options: Options, config: Config, netns: int, ifindex: int, record: int) -> Task:
-    """What the follower is to do; ``record`` tells what was made in ``netns`` on ``ifindex``."""
-    wishes = []
-    grades = {}
-    for number, family, outbound in (
-        (AF_INET, config.v4, options.outbound_if4),
-        (AF_INET6, config.v6, options.outbound_if6),
-    ):
-        if not family.enabled:
-            continue
-        version = family.version
-        has_address = getattr(options, f"address_v{version}") is not None
-        has_link_local = version == 6 and is_link_local(options.gateway_v6)
-        names = (options.interface or None, outbound or None)
-        wishes.append((number, *names, has_address, has_link_local))
-        if family.local:
-            grades[number] = NOTHING
-        else:
-            grades[number] = LOCAL if family.gateway is None else WORLD
-
-    def plans(templates: dict[int, Summary | None]) -> dict[int, FamilyPlan | None]:
-        return plans_for(options, templates)
-
-    return Task(
-        wishes,
-        grades,
-        plans if config.config_net else None,
-        netns,
-        ifindex,
-        record,
-        resolvers=dns.needs_file(options),
-        chroot_fallback=options.chroot_fallback,
-    )
-
-
-def start(
-    options: Options, config: Config, netns: int, ifindex: int, record: int, null: int
-) -> Follower:
-    """Fork the follower, see :func:`task_of`; ``null`` is an open /dev/null.  OSError."""
-    return Follower.start(task_of(options, config, netns, ifindex, record), null)
-
-
-def plans_for(
-    options: Options, templates: dict[int, Summary | None]
-) -> dict[int, FamilyPlan | None]:
-    """What the namespace gets for these templates; called by the follower, in its process."""
-    return {
-        family: plan_of(_settled(options, family, template))
-        for family, template in templates.items()
-    }
-
-
-def _settled(options: Options, family: int, template: Summary | None) -> Family:
-    """What one IP version would be if we were started now."""
-    settled = Family(4 if family == AF_INET else 6)
-    resolve_family(settled, options, None if template is None else _template(template))
-    return settled
-
-
-def _template(summary: Summary) -> FamilyTemplate:
-    return FamilyTemplate(*summary)
 
 
 class Following:
@@ -185,11 +112,11 @@ class Following:
     def _settle(self, live: Family, template: Summary | None) -> None:
         """Take over what follows from ``template``, but for what was learned from the guest."""
         family = AF_INET if live.version == 4 else AF_INET6
-        settled = _settled(self._options, family, template)
-        if settled.addr is None and live.local:
-            settled.addr = live.addr
+        now = settled(self._options, family, template)
+        if now.addr is None and live.local:
+            now.addr = live.addr
         for attribute in DERIVED:
-            setattr(live, attribute, getattr(settled, attribute))
+            setattr(live, attribute, getattr(now, attribute))
 
     def _tell(self, before: dict[str, object], after: dict[str, object]) -> None:
         for version in (4, 6):

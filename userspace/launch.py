@@ -2,9 +2,7 @@
 
 It goes on where :class:`passt.userspace.startup.Startup` ended, in the same manner::
 
-    who will follow the host      prepare_following
     tap, addresses, routes        finish_network
-    its process                   follow_host
     ports in the namespace        open_namespace_ports
     loop, link, translators       assemble
     namespaces, empty root        isolate        nothing is opened by path after this
@@ -28,6 +26,7 @@ from passt.kernel.daemon import daemonise
 from passt.kernel.errors import SetupError, reason
 from passt.kernel.nswatch import PERIOD
 from passt.kernel.signals import SignalPipe
+from passt.syscalls import bare_socket as socket
 from passt.userspace import fault, log
 from passt.userspace.engine import Engine, preload
 from passt.userspace.flow.rules import HOST, SPLICE
@@ -39,9 +38,6 @@ from passt.userspace.startup import tell
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import ModuleType
-
-    from passt.kernel.follow.start import Follower
     from passt.kernel.netlink.worker import Tap
     from passt.kernel.nswatch import NamespaceWatch
     from passt.userspace.startup import Startup
@@ -60,17 +56,10 @@ class Launch:
         self._command_ended = False
         #: The guest's IPv6 link-local address, if it is known.
         self.guest_link_local: bytes | None = None
-        #: What it takes to follow the host's network, if that is wanted, and who does.
-        self.following: ModuleType | None = None
-        self.follower: Follower | None = None
-        #: File that tells what was made in the namespace, for the follower.
-        self.record = -1
 
     def run(self) -> None:
         """Go through all steps but the last."""
-        self.prepare_following()
         tap = self.finish_network()
-        self.follow_host(tap)
         self.open_namespace_ports()
         self.assemble(tap)
         self.isolate()
@@ -78,13 +67,6 @@ class Launch:
         self.enter_namespace()
         self.settle()
         self.drop()
-
-    def prepare_following(self) -> None:
-        """Load what it takes to follow the host's network, while the netlink process works."""
-        if self.start.config.follow:
-            from passt.userspace import following
-
-            self.following = following
 
     def finish_network(self) -> Tap | None:
         """Wait for the tap, if there is to be one, and see what the namespace was given."""
@@ -97,20 +79,14 @@ class Launch:
             self.start.config.v4.enabled = configured.ipv4
             self.start.config.v6.enabled = configured.ipv6
             self.guest_link_local = configured.link_local
-            self.record = configured.record
+        if start.follower is not None and tap is not None:
+            v4, v6 = start.config.v4, start.config.v6
+            families = [socket.AF_INET] * v4.enabled + [socket.AF_INET6] * v6.enabled
+            record = -1 if configured is None else configured.record
+            start.follower.begin(tap.ifindex, families, record)
+        elif configured is not None and configured.record >= 0:
+            os.close(configured.record)
         return tap
-
-    def follow_host(self, tap: Tap | None) -> None:
-        """Fork the process that follows the host's network, if that is wanted."""
-        if self.following is None or tap is None:
-            return
-        start = self.start
-        try:
-            self.follower = self.following.start(
-                start.options, start.config, start.netns, tap.ifindex, self.record, start.null
-            )
-        except OSError as error:
-            raise SetupError(f"Couldn't follow the host's network: {reason(error)}") from None
 
     def open_namespace_ports(self) -> None:
         """Open what rules want in the namespace; then the netlink process has done its work."""
@@ -140,13 +116,15 @@ class Launch:
             engine.nat.observed_ll = self.guest_link_local
             if self.start.watch is not None:
                 self._attach_watch(self.start.watch)
-            if self.following is not None and self.follower is not None:
-                self.following.Following(
+            if self.start.follower is not None:
+                from passt.userspace.following import Following
+
+                Following(
                     self.start.options,
                     engine,
                     self.start.forwarder,
                     self.start.resolvers,
-                    self.follower,
+                    self.start.follower,
                 )
         except OSError as error:
             raise SetupError(f"Failed to set up event loop: {reason(error)}") from None
@@ -243,12 +221,12 @@ class Launch:
             self._reap()
         if self.start.readiness is not None:
             self.start.readiness.announce()
-        if self.follower is not None:
-            self.follower.proceed()
         status = self.engine.loop.run()
         if self._command_ended and not self.start.options.no_pidns:
             # It was the first process of its PID namespace, so the others have ended, too.
             self.engine.leave_tap()
+        if self.start.follower is not None:
+            self.start.follower.end()
         self.engine.close()
         return status
 

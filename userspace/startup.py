@@ -12,6 +12,7 @@ daemon end.  Each step is a method, called in the order of the text::
     groups, GID, UID, user ns     take_identity
     child with the command        spawn_command
     tap, addresses, routes        begin_network
+    who follows the host          follow_host
 
 The rest is :mod:`passt.userspace.launch`.  What it imports, which are all the translators, is
 imported while the netlink process works, and after the forks, which cost as much as there is
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
     from passt.kernel.daemon import Readiness
     from passt.kernel.ebpf.maps import MapSet
+    from passt.kernel.follow.start import Follower
     from passt.kernel.netlink.worker import Configured, Tap, Worker
     from passt.kernel.nswatch import NamespaceWatch
     from passt.kernel.spawn import Child
@@ -91,6 +93,8 @@ class Startup:
         self.network: Callable[[], tuple[Tap | None, Configured | None]]
         #: What the host's resolv.conf said.
         self.resolvers: ResolvConf
+        #: Follows the host's network, if that is wanted.
+        self.follower: Follower | None = None
 
     def run(self) -> int:
         """Go through all steps and the loop; returns the exit status."""
@@ -102,6 +106,7 @@ class Startup:
             self.take_identity()
             self.spawn_command()
             self.begin_network()
+            self.follow_host()
 
             from passt.userspace.launch import Launch
 
@@ -231,10 +236,10 @@ class Startup:
             from passt.userspace.engine import preload
 
             preload(self.config)
-
-            if self.config.follow:
+            if self.config.follow and not open_to_all(os.path.dirname(capabilities.__file__)):
+                # The other process would import for itself, later and beside everything else.
                 import passt.kernel.follow.helper
-                import passt.userspace.following  # noqa: F401
+                import passt.userspace.config.followed  # noqa: F401
         identity.drop_groups()
         if self.target.new_userns:
             self.userns, warning = userns.create(self.identity.uid, self.identity.gid)
@@ -277,6 +282,32 @@ class Startup:
             plans,
             record=config.follow,
         )
+
+    def follow_host(self) -> None:
+        """Fork the process that follows the host's network, if that is wanted."""
+        if not self.config.follow:
+            return
+        from passt.kernel.follow.start import Follower
+        from passt.userspace.config.followed import task_of
+
+        try:
+            self.follower = Follower.start(
+                task_of(self.options, self.config, self.netns), self.null
+            )
+        except OSError as error:
+            log.warn(f"Couldn't follow the host's network: {reason(error)}")
+
+
+def open_to_all(folder: str) -> bool:
+    """Whether anybody may list ``folder``, and get there, by the modes of folders."""
+    folder = os.path.realpath(folder)
+    wanted = 0o5
+    while os.stat(folder).st_mode & wanted == wanted:
+        wanted = 0o1
+        if folder == "/":
+            return True
+        folder = os.path.dirname(folder)
+    return False
 
 
 def tell(notes: list[tuple[str, str]]) -> None:

@@ -26,7 +26,7 @@ from passt.kernel.follow.monitor import Monitor
 from passt.kernel.follow.pace import Pace
 from passt.kernel.follow.resolver import PATH, Resolver, directories
 from passt.kernel.follow.settle import Settler
-from passt.kernel.follow.start import Report, send
+from passt.kernel.follow.start import Report, readable, send
 from passt.kernel.netlink.channel import ChannelClosedError
 from passt.kernel.netlink.route_socket import RouteSocket
 from passt.kernel.netlink.template import Wish
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from passt.kernel.follow.start import Summary, Task
     from passt.syscalls import bare_socket as socket
 
-#: Milliseconds after the start of a command before there is anything to do: many end sooner.
-_PATIENCE = 250
 #: Milliseconds for which the program may reset connections before their addresses go.
 _LONGEST_WAIT = 1000
 #: Addresses in a report; more than that at once are no host's.
@@ -50,20 +48,22 @@ _MOST = 100
 _WORDS = 8
 
 
-def follow(sock: socket.socket, task: Task) -> None:
+def follow(
+    sock: socket.socket, task: Task, ifindex: int, families: list[int], files: list[int]
+) -> None:
     """Do ``task`` until the program, at the other end of ``sock``, has ended.
 
+    ``ifindex`` and ``families`` are of the namespace; ``files`` has the descriptor of the one
+    that tells what was made there, if anything was.
     ChannelClosedError when that happens while something is told; OSError if the task cannot be
     done.
     """
-    if _readable(sock, _PATIENCE):
-        return
     gc.disable()
     monitor = Monitor()
     host = RouteSocket()
     record = b""
-    if task.record >= 0:
-        with open(task.record, "rb") as file:
+    for fd in files:
+        with open(fd, "rb") as file:
             file.seek(0)
             record = file.read()
     report = Report()
@@ -82,7 +82,7 @@ def follow(sock: socket.socket, task: Task) -> None:
     os.close(task.netns)
     inside = RouteSocket()
     confine.give_up()
-    following = Following(task, sock, host, inside, record)
+    following = Following(task, sock, ifindex, families, host, inside, record)
     if report.notes:
         send(sock, report)
     _serve(sock, following, monitor, resolver)
@@ -105,7 +105,8 @@ def _serve(
         now = monotonic()
         wait = None if not times else max(0.0, min(times) - now)
         ready = [fd for fd, _ in poll.poll(None if wait is None else int(wait * 1000) + 1)]
-        if sock.fileno() in ready:
+        # A word to go on may come too late.
+        if sock.fileno() in ready and not sock.recv(1):
             return
         now = monotonic()
         if monitor.fileno() in ready and monitor.drain():
@@ -127,18 +128,13 @@ def _is_due(due: float | None, now: float) -> bool:
     return due is not None and due <= now
 
 
-def _readable(sock: socket.socket, milliseconds: int) -> bool:
-    poll = select.poll()
-    poll.register(sock.fileno(), select.POLLIN)
-    return bool(poll.poll(milliseconds))
-
-
 class Following:
     """Looks at the host, and brings the namespace in step with it."""
 
     __slots__ = (
         "_addresses",
         "_host",
+        "_ifindex",
         "_inside",
         "_own",
         "_settlers",
@@ -152,6 +148,8 @@ class Following:
         self,
         task: Task,
         sock: socket.socket,
+        ifindex: int,
+        families: list[int],
         host: RouteSocket,
         inside: RouteSocket,
         record: bytes,
@@ -162,9 +160,11 @@ class Following:
         """
         self._task = task
         self._sock = sock
+        self._ifindex = ifindex
         self._host = host
         self._inside = inside
-        self._wishes = [Wish(*arguments) for arguments in task.wishes]
+        wishes = [Wish(*arguments) for arguments in task.wishes]
+        self._wishes = [wish for wish in wishes if wish.family in families]
         self._settlers = {wish.family: Settler(task.grades[wish.family]) for wish in self._wishes}
         self._own = {wish.family: Own(wish.family) for wish in self._wishes}
         for family, addresses, routes in marshal.loads(record) if record else ():
@@ -212,7 +212,7 @@ class Following:
             # Before they go, so that the guest still hears of connections that are reset.
             report.waits = True
             send(self._sock, report)
-            if _readable(self._sock, _LONGEST_WAIT) and not self._sock.recv(1):
+            if readable(self._sock, _LONGEST_WAIT) and not self._sock.recv(1):
                 raise ChannelClosedError
             withdrawn, report = report.withdrawn, Report()
             report.withdrawn = withdrawn
@@ -221,7 +221,7 @@ class Following:
                 # There may be many, and the next look reads them anew.
                 settler.source.routes.clear()
         for own, addresses, routes in steps:
-            problems = apply(self._inside, self._task.ifindex, own, addresses, routes)
+            problems = apply(self._inside, self._ifindex, own, addresses, routes)
             report.notes += [
                 ("debug", f"Following the host's network, {problem}")
                 for problem in problems[:_WORDS]
@@ -251,7 +251,7 @@ class Following:
         for family in settled:
             own, source, plan = self._own[family], self._settlers[family].source, plans[family]
             addresses = wanted_addresses(
-                plan, family, source, task.ifindex, own.addresses, host.addresses
+                plan, family, source, self._ifindex, own.addresses, host.addresses
             )
-            steps.append((own, addresses, wanted_routes(plan, family, source, task.ifindex)))
+            steps.append((own, addresses, wanted_routes(plan, family, source, self._ifindex)))
         return steps

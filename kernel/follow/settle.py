@@ -11,14 +11,14 @@ better than none.  Each IP version settles by itself.
 
 from __future__ import annotations
 
+from passt.kernel.follow.start import LOCAL, NOTHING, WORLD
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from passt.kernel.netlink.template import Source
 
 #: Seconds for which the namespace keeps what the host has lost.
 GRACE = 5.0
-
-NOTHING, LOCAL, WORLD = range(3)
 
 
 def quality(source: Source | None) -> int:

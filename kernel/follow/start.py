@@ -1,13 +1,16 @@
 """The program's end of the follower: the fork, and the channel.
 
 The fork comes while there is one thread and a file system, after identity and namespaces are
-settled.  What the follower needs it takes along as a copy of this process's memory; its modules
-it loads itself, and not before it is told to begin, so that a start of the program pays for the
-fork alone, and a command that ends soon has nothing else running beside it.
+settled, and before most of the program is loaded: each page of memory that both go on to write to
+costs a copy, and right after the fork of the command most of them do anyway.  What the follower
+needs it takes along as a copy of this process's memory; its modules it loads itself, and not
+before it is told to begin, so that a start of the program pays for the fork alone, and a command
+that ends soon has nothing else running beside it.
 
-Messages from the follower are :class:`Report`.  To it there is nothing but a byte: to begin, and
-to go on once flows have been reset whose addresses are about to be taken from the namespace, as
-the guest could not hear of it afterwards.  It ends when the channel does.
+Messages from the follower are :class:`Report`.  To it go what has become of the namespace, with
+which it begins, and then nothing but a byte, to go on once flows have been reset whose addresses
+are about to be taken from the namespace, as the guest could not hear of it afterwards.  It ends
+when the channel does.
 
 Source: unix(7), fork(2).
 """
@@ -15,6 +18,7 @@ Source: unix(7), fork(2).
 from __future__ import annotations
 
 import os
+import select
 
 from passt.kernel.descriptors import silence_standard
 from passt.kernel.netlink import channel
@@ -31,24 +35,27 @@ if TYPE_CHECKING:
     Summary = tuple[int, str, bytes | None, int, bytes | None, bytes | None, list[bytes]]
 
 
+#: Milliseconds after the start of a command before there is anything to do: many end sooner.
+_PATIENCE = 250
+
+#: Quality of a template, see :mod:`passt.kernel.follow.settle`.
+NOTHING, LOCAL, WORLD = range(3)
+
+
 class Task:
     """What the follower is to do.
 
     ``wishes``: arguments of :class:`passt.kernel.netlink.template.Wish` per IP version.
-    ``grades``: quality of the templates at start, by family, see :mod:`.settle`.  ``plan``: what
-    the namespace is to get, by family, for templates by family (``None``: local mode); ``None``
-    if it configures itself.  ``netns``, ``record``: descriptors of the namespace, and of the file
-    that tells what was made there (−1 for none).  ``ifindex``: the tap's.  ``resolvers``: follow
-    resolv.conf.
+    ``grades``: quality of the templates at start, by family.  ``plan``: what the namespace is to
+    get, by family, for templates by family (``None``: local mode); ``None`` if it configures
+    itself.  ``netns``: descriptor of the namespace.  ``resolvers``: follow resolv.conf.
     """
 
     __slots__ = (
         "chroot_fallback",
         "grades",
-        "ifindex",
         "netns",
         "plan",
-        "record",
         "resolvers",
         "wishes",
     )
@@ -59,8 +66,6 @@ class Task:
         grades: dict[int, int],
         plan: Callable[[dict[int, Summary | None]], dict[int, FamilyPlan | None]] | None,
         netns: int,
-        ifindex: int,
-        record: int,
         *,
         resolvers: bool,
         chroot_fallback: bool,
@@ -69,8 +74,6 @@ class Task:
         self.grades = grades
         self.plan = plan
         self.netns = netns
-        self.ifindex = ifindex
-        self.record = record
         self.resolvers = resolvers
         self.chroot_fallback = chroot_fallback
 
@@ -113,16 +116,28 @@ class Follower:
         if pid == 0:
             _run(theirs, task, null)
         theirs.close()
-        if task.record >= 0:
-            os.close(task.record)
         return cls(pid, ours)
 
     def fileno(self) -> int:
         """Readable when there is a report, or the follower has ended."""
         return self._socket.fileno()
 
+    def begin(self, ifindex: int, families: list[int], record: int) -> None:
+        """Let it begin; that it is not there any more shows later.
+
+        ``ifindex`` is the tap's, ``families`` are those that the namespace has, ``record`` is the
+        descriptor of a file that tells what was made there (−1 for none), which is closed.
+        """
+        fds = [record] if record >= 0 else []
+        try:
+            channel.send(self._socket, (ifindex, families), fds)
+        except channel.ChannelClosedError:
+            pass
+        for fd in fds:
+            os.close(fd)
+
     def proceed(self) -> None:
-        """Let it begin, or go on; that it is not there any more shows later."""
+        """Let it go on."""
         try:
             self._socket.send(b"\n")
         except OSError:
@@ -146,8 +161,16 @@ class Follower:
         return report
 
     def close(self) -> None:
-        """Hang up."""
+        """Hang up; calling it again does nothing."""
         self._socket.close()
+
+    def end(self) -> None:
+        """Hang up, and wait for the end of the process if it is a child of this one."""
+        self.close()
+        try:
+            os.waitpid(self.pid, 0)
+        except ChildProcessError:
+            pass  # in the background it is not, or it was collected
 
 
 def send(sock: socket.socket, report: Report) -> None:
@@ -163,6 +186,13 @@ def send(sock: socket.socket, report: Report) -> None:
     channel.send(sock, fields)
 
 
+def readable(sock: socket.socket, milliseconds: int) -> bool:
+    """Whether there is a message, or the end, within this time."""
+    poll = select.poll()
+    poll.register(sock.fileno(), select.POLLIN)
+    return bool(poll.poll(milliseconds))
+
+
 def _run(sock: socket.socket, task: Task, null: int) -> None:
     """Be the follower; never returns."""
     status = 1
@@ -170,12 +200,13 @@ def _run(sock: socket.socket, task: Task, null: int) -> None:
         # Signals of the terminal are for the program; its end is ours.
         os.setsid()
         silence_standard(null)
-        close_from(3, [fd for fd in (sock.fileno(), task.netns, task.record) if fd >= 0])
-        if sock.recv(1):
+        close_from(3, (sock.fileno(), task.netns))
+        (ifindex, families), record = channel.receive(sock)
+        if not readable(sock, _PATIENCE):
             from passt.kernel.follow.helper import follow
 
-            follow(sock, task)
-            status = 0
+            follow(sock, task, ifindex, families, record)
+        status = 0
     except channel.ChannelClosedError:
         status = 0
     except Exception as error:

@@ -9,7 +9,8 @@ from passt.kernel.follow import difference
 from passt.kernel.follow.difference import Wanted, address_steps, wanted_addresses, wanted_routes
 from passt.kernel.follow.monitor import Changes
 from passt.kernel.follow.pace import LONGEST, QUIET, REST, Pace
-from passt.kernel.follow.settle import GRACE, LOCAL, NOTHING, WORLD, Settler, quality
+from passt.kernel.follow.settle import GRACE, Settler, quality
+from passt.kernel.follow.start import LOCAL, NOTHING, WORLD
 from passt.kernel.netlink import uapi
 from passt.kernel.netlink.attributes import parse
 from passt.kernel.netlink.records import parse_address

@@ -16,18 +16,18 @@ from scapy.layers.inet6 import (
 )
 from scapy.layers.l2 import Ether
 
-from passt.kernel.follow.settle import LOCAL, NOTHING, WORLD
-from passt.kernel.follow.start import Report
+from passt.kernel.follow.start import LOCAL, NOTHING, WORLD, Report
 from passt.kernel.netlink.worker import FamilyTemplate, TemplateInfo
 from passt.userspace import log
 from passt.userspace.config import resolvconf
+from passt.userspace.config.followed import plans_for, task_of
 from passt.userspace.config.model import Config
 from passt.userspace.config.parse import parse
 from passt.userspace.config.resolve import resolve
 from passt.userspace.flow.nat import Nat
 from passt.userspace.flow.rules import HOST
 from passt.userspace.flow.table import Flow, FlowTable
-from passt.userspace.following import Following, plans_for, task_of
+from passt.userspace.following import Following
 from passt.userspace.icmp.flow import EchoFlow
 from passt.userspace.loop import Loop
 from passt.userspace.services.services import LEASE, Services
@@ -349,7 +349,7 @@ def test_end_of_the_follower_is_told_once(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_task() -> None:
     rig = Rig("--config-net", "--outbound-if4", "wlan0", "-g", "fe80::1", v4=None)
-    task = task_of(rig.options, rig.config, 9, 2, 5)
+    task = task_of(rig.options, rig.config, 9)
     assert task.wishes == [(V4, None, "wlan0", False, False), (V6, None, None, False, True)]
     assert task.grades == {V4: NOTHING, V6: WORLD}
     assert task.resolvers
@@ -362,7 +362,7 @@ def test_task() -> None:
 
 def test_task_without_configuring() -> None:
     rig = Rig("--follow", "-D", "none", "-S", "none", v6=(*A6[:4], None, *A6[5:]))
-    task = task_of(rig.options, rig.config, 9, 2, -1)
+    task = task_of(rig.options, rig.config, 9)
     assert task.plan is None
     assert not task.resolvers
     assert task.grades == {V4: WORLD, V6: LOCAL}
@@ -371,7 +371,7 @@ def test_task_without_configuring() -> None:
 def test_versions_that_are_off_are_not_followed() -> None:
     rig = Rig("--config-net")
     rig.config.v6.enabled = False
-    assert [wish[0] for wish in task_of(rig.options, rig.config, 9, 2, 5).wishes] == [V4]
+    assert [wish[0] for wish in task_of(rig.options, rig.config, 9).wishes] == [V4]
     rig.take(templates={V4: B4})
     assert rig.config.v6.addr == A6[2]
     assert list(plans_for(rig.options, {V4: None})) == [V4]
