@@ -23,4 +23,7 @@ alike, and only ratios of the same round are compared: absolute figures of diffe
 ``gate``         whether a change made something slower
 ``cli``          the commands
 ===============  =================================================================================
+
+Programs of their own, for single questions: ``python -m perf.ranges`` (many forwarded ports) and
+``python -m perf.laptop`` (networks that come and go).
 """
