@@ -115,6 +115,10 @@ class Following:
         now = settled(self._options, family, template)
         if now.addr is None and live.local:
             now.addr = live.addr
+        if now.gateway is None:
+            # A tunnel has none, but who connects from the host has to be somebody.
+            now.gateway = live.gateway
+            now.map_host_loopback = now.map_host_loopback or live.map_host_loopback
         for attribute in DERIVED:
             setattr(live, attribute, getattr(now, attribute))
 

@@ -159,6 +159,22 @@ def test_tunnel_comes_and_goes(laptop: Laptop, start: Start) -> None:
         during[0].recv(1)
 
 
+def test_metrics_of_routes(laptop: Laptop, start: Start) -> None:
+    """An MTU is one, and new routes are routes."""
+    laptop.address_a()
+    pasta = start()
+    route = f"default via {ROUTER_A} dev wlan0 metric 600"
+    laptop.host.ip(f"route change {route} mtu 1300\nroute add 10.9.0.0/16 via {ROUTER_A}\n")
+
+    def routes() -> str:
+        return pasta.ns.run(["ip", "route"]).stdout
+
+    wait_for(lambda: "mtu 1300" in routes() and "10.9.0.0/16" in routes(), 20.0, "the routes")
+    assert default_routes(pasta.ns, 4) == [ROUTER_A]
+    laptop.host.ip(f"route change {route}\nroute del 10.9.0.0/16\n")
+    wait_for(lambda: not ("mtu" in routes() or "10.9.0.0/16" in routes()), 20.0, "fewer routes")
+
+
 def test_another_address(laptop: Laptop, start: Start) -> None:
     """Connections from the old one are reset, on the side of the guest at once."""
     laptop.address_a()

@@ -172,6 +172,21 @@ def test_address_learned_from_the_guest_stays_in_local_mode() -> None:
     assert rig.config.v6.addr == ip("fe80::77")
 
 
+def test_tunnel_without_router() -> None:
+    """Connections of the host come from the router that there was, and it stands for the host."""
+    rig = Rig("--config-net")
+    tunnel: Summary = (9, "tun0", ip("10.8.0.2"), 32, None, None, [])
+    rig.take(templates={V4: tunnel, V6: A6})
+    v4 = rig.config.v4
+    assert (v4.addr, v4.gateway, v4.map_host_loopback) == (ip("10.8.0.2"), A4[4], A4[4])
+    assert rig.config.dhcp
+    assert rig.engine.nat.inbound_source(ip("10.8.0.2")) == A4[4]
+    # Where there is no such mapping, none comes of it.
+    rig = Rig("--config-net", "--no-map-gw")
+    rig.take(templates={V4: tunnel, V6: A6})
+    assert (rig.config.v4.gateway, rig.config.v4.map_host_loopback) == (A4[4], None)
+
+
 def test_guest_that_keeps_its_address_is_still_there() -> None:
     """Without --config-net it goes on with the former one until it asks again."""
     rig = Rig("--follow")
