@@ -175,6 +175,9 @@ def test_names_are_asked_for_and_answered_by_multicast(
     data, source, port, _ = guest.get()
     assert (data, port) == (b"I am", MDNS)
     assert alias(version, source, net.REMOTE) or source == net.GATEWAY[version]
+    # For a question that asks for it, an answer to the guest alone.
+    responder.send(b"I am, and nobody else needs to know", net.HOST[version], MDNS)
+    assert guest.get()[0] == b"I am, and nobody else needs to know"
     assert guest.hears_nothing()
 
 

@@ -18,6 +18,7 @@ from passt.userspace.config.model import IPPROTO_UDP as UDP
 from passt.userspace.config.model import Rule
 from passt.userspace.multicast import translator
 from passt.userspace.multicast.filters import Filter
+from passt.userspace.multicast.sending import GroupFlow
 from passt.userspace.multicast.sockets import Place
 from passt.userspace.udp.flow import split
 from passt.userspace.udp.side import Listener
@@ -109,6 +110,19 @@ def test_programs_of_the_host_get_theirs(rig: GroupRig) -> None:
     assert program.recv(100) == b"to all members"
     (packet,) = rig.guest_gets(1)
     assert packet.payload == b"to all members"
+
+
+def test_our_own_members_do_not_take_the_port(rig: GroupRig) -> None:
+    """The guest joins and then asks, from the port of the group: answers to it alone arrive."""
+    free = free_port()
+    rig.report(ALL)
+    rig.guest_sends(4, free, b"makes it a port of the group", to=GROUP)
+    assert free in rig.ports()
+    rig.guest_sends(4, free, b"who?", to=GROUP, source_port=free)
+    assert not [flow for flow in rig.flows() if isinstance(flow, GroupFlow) and flow.shared]
+    rig.socket(4).sendto(b"you alone", ("127.0.0.1", free))
+    (packet,) = rig.guest_gets(1)
+    assert (packet.payload, packet.ports[1]) == (b"you alone", free)
 
 
 @pytest.mark.parametrize("shared", [False, True])

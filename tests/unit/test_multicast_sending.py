@@ -208,17 +208,17 @@ def test_socket_whose_port_the_kernel_does_not_tell(
 
     sock = Silent(socket.AF_INET, socket.SOCK_DGRAM)
     sender = "passt.userspace.multicast.sockets.Place.sender"
-    monkeypatch.setattr(sender, lambda *_: (sock, False))
+    monkeypatch.setattr(sender, lambda *_, **_more: (sock, False))
     rig.guest_sends(4, 9, b"x", to=GROUP)
     assert rig.flows() == []
     assert sock.fileno() < 0
 
 
-def _exhausted(*_: object) -> None:
+def _exhausted(*_: object, **_more: object) -> None:
     raise OSError(24, "Too many open files")
 
 
-def _fail(*_: object) -> None:
+def _fail(*_: object, **_more: object) -> None:
     raise OSError(101, "Network is unreachable")
 
 

@@ -153,7 +153,7 @@ class Sending(Udp):
         try:
             local = self._nat.outbound_source(group)
             source = local or place.source(group, group_port)
-            sock, shared = place.sender(group, group_port, local, port)
+            sock, shared = place.sender(group, group_port, source, port, fixed=local is not None)
             own_port = sock.getsockname()[1]
         except OSError as error:
             if sock is not None:

@@ -2,9 +2,10 @@
 
 **To send.**  A socket of the guest's port that is not connected: answers to what goes to a group
 come from elsewhere.  So it takes whatever arrives for its port, and must not take what is meant
-for others on this host.  Therefore the port is first bound *without* SO_REUSEADDR, which fails
-if anybody has it; the option is set afterwards, so that nobody is kept from it later on (the
-kernel then gives him what arrives, as he came last).  If somebody has the port:
+for others on this host.  Therefore the port is tried *without* SO_REUSEADDR first, which fails if
+anybody has it who gets unicast there.  The option is set for the socket itself, so that nobody is
+kept from the port later on (the kernel then gives him what arrives, as he came last).  If
+somebody has the port:
 
 * where it is also the port of the group, as 5353 is that of mDNS, the socket is bound to the
   *group*, and shares the port.  It sends from that port and from the host's address, as is
@@ -102,36 +103,50 @@ class Place:
             return packed(sock.getsockname())
 
     def sender(
-        self, group: bytes, group_port: int, local: bytes | None, port: int
+        self, group: bytes, group_port: int, source: bytes, port: int, *, fixed: bool
     ) -> tuple[socket.socket, bool]:
         """A socket to send to ``group`` with, from ``port`` if possible, see the module's text.
 
-        ``local`` is the address to send from, ``None`` for any.  True beside it if it shares
-        the port.  OSError if there is none.
+        ``source`` is the address that datagrams leave from; it is bound to that with ``fixed``,
+        else to any.  True beside it if it shares the port.  OSError if there is none.
         """
-        own = local or (UNSPECIFIED4 if self._v4 else UNSPECIFIED6)
-        scope = self.ifindex if is_scoped(own) else 0
+        own = source if fixed else UNSPECIFIED4 if self._v4 else UNSPECIFIED6
+        refused = self._refused(source, port)
+        ways = [] if refused else [(own, port)]
+        if refused != errno.EACCES and port == group_port:
+            ways.append((group, port))
         sock = self._open()
         try:
-            try:
-                sock.bind(name(own, port, scope))
-            except OSError as error:
-                if error.errno not in PORT_TAKEN:
-                    raise
-                if error.errno == errno.EADDRINUSE and port == group_port:
-                    _share(sock)
-                    try:
-                        sock.bind(self.name(group, port))
-                        return sock, True
-                    except OSError as refused:
-                        if refused.errno not in PORT_TAKEN:
-                            raise
-                sock.bind(name(own, 0, scope))
-            _share(sock)
+            for address, number in (*ways, (own, 0)):
+                # A port that the kernel chooses has to be nobody else's.
+                _share(sock, number != 0)
+                try:
+                    sock.bind(self.name(address, number))
+                except OSError as error:
+                    if error.errno not in PORT_TAKEN:
+                        raise
+                    continue
+                _share(sock)
+                return sock, address == group
         except OSError:
             sock.close()
             raise
-        return sock, False
+        sock.close()
+        raise OSError(errno.EADDRINUSE, "No port")
+
+    def _refused(self, source: bytes, port: int) -> int:
+        """Why ``port`` is not to be had by us alone, 0 if it is; OSError for other reasons.
+
+        Asked for ``source``, so that members of groups, our own among them, do not count.
+        """
+        with socket.closing(self._open()) as sock:
+            try:
+                sock.bind(self.name(source, port))
+            except OSError as error:
+                if error.errno not in PORT_TAKEN:
+                    raise
+                return error.errno or errno.EADDRINUSE
+        return 0
 
     def receiver(self, group: bytes, port: int) -> socket.socket:
         """A member of ``group`` that receives what is sent to ``port`` of it; OSError."""
@@ -188,8 +203,8 @@ def _storage(address: bytes) -> bytes:
     return sockaddr.pack(address, 0).ljust(_STORAGE, b"\0")
 
 
-def _share(sock: socket.socket) -> None:
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+def _share(sock: socket.socket, shared: bool = True) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, shared)
 
 
 def _ignore_others6(sock: socket.socket) -> None:
