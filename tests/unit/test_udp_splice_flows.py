@@ -196,6 +196,28 @@ def test_group_address_is_kept(make_rig: MakeRig, recording: list[object]) -> No
     assert rig.link.sent == []
 
 
+def test_group_that_cannot_be_kept_inside(
+    make_rig: MakeRig, recording: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of setsockopt(2) must not get to the loop; nothing is sent then."""
+
+    def fail(_sock: socket.socket) -> None:
+        raise OSError(105, "No buffer space available")
+
+    monkeypatch.setattr("passt.userspace.udp.splice.keep_inside", fail)
+    port = free_pair()
+    group = bytes((224, 0, 0, 251))
+    rig = make_rig(rule=Rule(UDP, port, port, port + 1, address=group))
+    membership = group + bytes((127, 0, 0, 1))
+    rig.listener.sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
+    client = rig.client(4)
+    client.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, bytes((127, 0, 0, 1)))
+    client.sendto(b"who?", ("224.0.0.251", port))
+    rig.serve()
+    assert recording == []
+    assert rig.spliced() == []
+
+
 def test_outbound_target_elsewhere_is_sent_from_any_address(
     make_rig: MakeRig, recording: list[object]
 ) -> None:

@@ -223,6 +223,8 @@ class Splice(FromGuest):
                 open_failed(error, flow.side.name, flow.key)
                 return None
             try:
+                if is_multicast(target):
+                    keep_inside(sock)
                 sock.connect(name(target, target_port, scope))
                 own = sock.getsockname()
             except OSError as error:
@@ -232,8 +234,6 @@ class Splice(FromGuest):
             own_address = packed(own)
             key = target + own_address + PORTS.pack(target_port, own[1])
             if key not in side.flows and (own_address, own[1]) != (target, target_port):
-                if is_multicast(target):
-                    keep_inside(sock)
                 return Half(flow, side, sock, key)
             sock.close()
         open_failed(OSError(errno.EADDRINUSE, "No usable port"), flow.side.name, flow.key)
