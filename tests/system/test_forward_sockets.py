@@ -14,6 +14,7 @@ import pytest
 
 from passt.kernel.sockdiag import SPEC, SocketDiag
 from passt.kernel.sockets import SocketSpec, open_socket, open_sockets
+from passt.syscalls import bare_socket
 from passt.userspace.config import ports
 from passt.userspace.config.model import Config
 from passt.userspace.flow.rules import HOST, IPPROTO_TCP, IPPROTO_UDP, SPLICE, Rule, RuleTable
@@ -58,7 +59,7 @@ class Greeter:
 
         def serve(_events: int) -> None:
             if sock.type == socket.SOCK_STREAM:
-                connection, _ = sock.accept()
+                connection, _ = bare_socket.accept(sock)
                 connection.sendall(answer)
                 connection.close()
             else:
@@ -72,7 +73,7 @@ class Greeter:
         return sock
 
     def detach_listener(self, handle: object) -> None:
-        assert isinstance(handle, socket.socket)
+        assert isinstance(handle, bare_socket.socket)
         self.sockets.remove(handle)
         self.loop.close(handle, handle.fileno())
 
