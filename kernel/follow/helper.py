@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 
 #: Milliseconds for which the program may reset connections before their addresses go.
 _LONGEST_WAIT = 1000
+#: Looks that may fail in a row, for want of memory say, and seconds between them.
+ATTEMPTS = 10
+RETRY = 1.0
 #: Addresses in a report; more than that at once are no host's.
 _MOST = 100
 #: Problems in a report.
@@ -93,6 +96,7 @@ def _serve(
 ) -> None:
     """Wait and look until the program has ended."""
     network, names = Pace(), Pace()
+    failures = 0
     poll = select.poll()
     poll.register(sock.fileno(), select.POLLIN)
     poll.register(monitor.fileno(), select.POLLIN)
@@ -114,8 +118,16 @@ def _serve(
         if resolver is not None and resolver.fileno() in ready and resolver.drain():
             names.event(now)
         if _is_due(network.due(), now) or _is_due(following.due(), now):
-            following.look(now)
+            try:
+                following.look(now)
+                failures = 0
+            except OSError:
+                failures += 1
+                if failures > ATTEMPTS:
+                    raise
             network.looked(now, monotonic())
+            if failures:
+                network.event(monotonic() + RETRY)
         if resolver is not None and _is_due(names.due(), now):
             report = Report()
             report.resolv_conf = resolver.read()

@@ -5,6 +5,9 @@ from __future__ import annotations
 import socket
 import struct
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from passt.kernel.follow import difference
 from passt.kernel.follow.difference import Wanted, address_steps, wanted_addresses, wanted_routes
 from passt.kernel.follow.monitor import Changes
@@ -19,6 +22,13 @@ from passt.kernel.netlink.worker import FamilyPlan
 from tests.unit.netlink_bytes import KERNEL, LINK_SCOPE, address, attr, hop, pack_ip, route, u32
 
 HOST, TAP = 3, 2
+KINDS = (
+    uapi.RTM_NEWLINK,
+    uapi.RTM_NEWADDR,
+    uapi.RTM_DELADDR,
+    uapi.RTM_NEWROUTE,
+    uapi.RTM_DELROUTE,
+)
 V4, V6 = socket.AF_INET, socket.AF_INET6
 A, B, C = ((pack_ip(f"192.0.2.{n}"), 24) for n in (1, 2, 3))
 
@@ -272,6 +282,17 @@ def test_local_routes_and_caches_do_not_matter() -> None:
         assert not changes.matters(kind, route("2001:db8::1/128", 3, flags=0x200))
     assert not changes.matters(28, b"a neighbour")
     assert changes.matters(uapi.RTM_NEWRULE, b"a rule")
+
+
+@given(st.binary(max_size=120), st.sampled_from(KINDS))
+def test_any_bytes(body: bytes, kind: int) -> None:
+    """Whatever a kernel of another age says: it is a change, or none."""
+    assert Changes().matters(kind, body) in (True, False)
+    keys = difference.keys_of([body, body])
+    assert len(keys) <= 1
+    assert difference.same_route(body, body) or not keys
+    wanted = dict.fromkeys(keys, body)
+    assert difference.without_connected(wanted, wanted.values()) in ({}, wanted)
 
 
 def test_nonsense_is_a_change() -> None:
