@@ -155,6 +155,17 @@ class PortMaps:
         (number,) = struct.unpack("=H", wanted)
         return bool(number) and wanted != struct.pack("=H", OPEN | struct.unpack("=H", found)[0])
 
+    def all_overtaken(self, slot: int) -> list[int]:
+        """All ports of a listener that :meth:`overtaken` is true of."""
+        at = slot * NUMBERS
+        wanted = self._open[at : at + NUMBERS].cast("H").tolist()
+        found = self._taken[at : at + NUMBERS].cast("H").tolist()
+        return [
+            port
+            for port, (want, have) in enumerate(zip(wanted, found, strict=True))
+            if want and want != OPEN | have
+        ]
+
     def rung(self) -> tuple[list[tuple[int, int]], bool]:
         """Listeners and ports that others began to listen on since the last time.
 

@@ -64,6 +64,9 @@ class FakePortMaps:
         wanted = self.wanted[slot][port]
         return bool(wanted) and wanted != OPEN | self.taken[slot][port]
 
+    def all_overtaken(self, slot: int) -> list[int]:
+        return [port for port in range(65536) if self.overtaken(slot, port)]
+
     def rung(self) -> tuple[list[tuple[int, int]], bool]:
         records, self.records = self.records, []
         more, self.more = self.more, False

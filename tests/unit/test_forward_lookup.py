@@ -334,6 +334,27 @@ def test_bell_that_has_lost_something(make_world: MakeWorld) -> None:
     assert len(world.maps.opened()) == MANY
 
 
+def test_thousands_of_ports_are_taken(make_world: MakeWorld, messages: list[str]) -> None:
+    """They are tried by turns, and those that nobody has are open at once."""
+    world = make_world(tcp(1000, 3999, flags=BEST_EFFORT)).start()
+    world.host.others = {(IPPROTO_TCP, port) for port in range(1000, 3500)}
+    for port in range(1000, 3500):
+        world.maps.listens(port, ring=False)
+    world.maps.more = True
+    world.ring()
+    assert world.maps.opened() == list(range(3500, 4000))
+    world.host.specs.clear()
+    world.loop.wait()
+    assert 0 < len(world.host.specs) <= 64
+    # All of them are elsewhere, really, and a scan cannot tell.
+    others, world.host.others = world.host.others, set()
+    world.scan.bound = lambda: portset(port for _, port in others)  # type: ignore[method-assign]
+    for _ in range(2500 // 64 + 1):
+        world.loop.wait()
+    assert len(world.maps.opened()) == 3000
+    assert not messages
+
+
 def test_bell_for_what_is_not_open_any_more(make_world: MakeWorld) -> None:
     world = make_world(tcp()).start()
     world.maps.records = [(0, FIRST), (0, 7), (SLOTS - 1, FIRST)]

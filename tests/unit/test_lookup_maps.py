@@ -176,6 +176,8 @@ def test_ports_that_others_take(memory: Memory) -> None:
     assert not maps.overtaken(3, 81)
     # It was not open.
     assert not maps.overtaken(3, 82)
+    assert maps.all_overtaken(3) == [80]
+    assert maps.all_overtaken(2) == []
     maps.open(3, 80, 80, maps.numbers(3))
     assert not maps.overtaken(3, 80)
 

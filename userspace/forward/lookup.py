@@ -215,19 +215,14 @@ class Gate:
         self._loop.call_at(self._loop.now + REST, self._rested)
         records, more = self._maps.rung()
         by_slot = {listener.slot: listener for listener in self._listeners.values()}
+        if more:
+            records = [(n, port) for n in by_slot for port in self._maps.all_overtaken(n)]
         taken: dict[LookupBinding, list[int]] = {}
         for slot, port in records:
             listener = by_slot.get(slot)
             user = None if listener is None else listener.user(port)
             if user is not None and self._maps.overtaken(slot, port):
                 taken.setdefault(user, []).append(port)
-        if more:
-            for listener in by_slot.values():
-                for user in listener.users:
-                    slot = listener.slot
-                    ports = [p for p in user.all_ports if self._maps.overtaken(slot, p)]
-                    if ports:
-                        taken[user] = ports
         for user, ports in taken.items():
             user.look_again(ports)
 
@@ -248,7 +243,7 @@ class Gate:
 class LookupBinding(Binding):
     """A binding whose ports are open by a gate, unless there is no listener to be had."""
 
-    __slots__ = ("_denied", "_gate", "_listener", "_open", "_tried")
+    __slots__ = ("_denied", "_gate", "_listener", "_open", "_tried", "_turn")
 
     def __init__(self, rule: Rule, pif: int, plans: list[Plan], gate: Gate) -> None:
         super().__init__(rule, pif, plans)
@@ -259,6 +254,8 @@ class LookupBinding(Binding):
         self._denied = 0
         #: Ports have been opened before, or could not be.
         self._tried = False
+        #: Where to go on among too many ports to try all of them.
+        self._turn = 0
 
     def __len__(self) -> int:
         return self._open.bit_count() + super().__len__()
@@ -365,7 +362,15 @@ class LookupBinding(Binding):
             rest &= ~claimed & self._gate.bound()
         elif rest.bit_count() > _BATCH:
             rest &= self._gate.bound()
-        found = self._attempts(ports_in(rest), make)
+        candidates = ports_in(rest)
+        if self._tried and len(candidates) > _BATCH:
+            # Others who listen on thousands of ports must not keep us from everything else.
+            self._turn = (self._turn + _BATCH) % len(candidates)
+            failed.update(dict.fromkeys(candidates, errno.EADDRINUSE))
+            candidates = (candidates[self._turn :] + candidates[: self._turn])[:_BATCH]
+            for port in candidates:
+                del failed[port]
+        found = self._attempts(candidates, make)
         bound = self._gate.bound() if errno.EACCES in found.values() else 0
         for port, number in found.items():
             if number != errno.EACCES:
