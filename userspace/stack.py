@@ -206,10 +206,11 @@ class Stack:
     def _learn(self, mac: bytes) -> None:
         """The guest uses another link-layer address than before.
 
-        No station has a group's address, none, or ours: frames from those were made up, or are
-        ours on their way back from a bridge, and say nothing of where the guest is.
+        No station has a group's address, none, ours, or that of a neighbour we stand for: frames
+        from those were made up, or are ours on their way back from a bridge, and say nothing of
+        where the guest is.
         """
-        if mac[0] & 1 or mac in (_NO_MAC, self._config.our_mac):
+        if mac[0] & 1 or mac in (_NO_MAC, self._config.our_mac) or self._services.shows(mac):
             return
         log.limited("guest-mac", log.INFO, "New guest MAC address observed: %s", format_mac(mac))
         self._link.guest_mac = mac

@@ -38,6 +38,18 @@ def test_leaves_from_the_guests_port_with_its_ttl(rig: GroupRig) -> None:
     assert not flow.shared
 
 
+def test_outbound_address(rig: GroupRig) -> None:
+    """The user's choice; answers to it reach the guest, those to other addresses do not."""
+    rig.config.v4.outbound_addr = bytes((127, 0, 0, 9))
+    port = free_port()
+    member = rig.member(port)
+    rig.guest_sends(4, port, b"hello", to=GROUP)
+    assert member.recvfrom(100) == (b"hello", ("127.0.0.9", GUEST_PORT))
+    rig.socket(4).sendto(b"no", ("127.0.0.1", GUEST_PORT))
+    rig.socket(4).sendto(b"yes", ("127.0.0.9", GUEST_PORT))
+    assert [packet.payload for packet in rig.guest_gets(1)] == [b"yes"]
+
+
 def test_trains_of_the_guest(rig: GroupRig) -> None:
     port = free_port()
     member = rig.member(port)

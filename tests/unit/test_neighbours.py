@@ -18,6 +18,8 @@ from passt.userspace.flow.nat import Nat
 from passt.userspace.loop import Loop
 from passt.userspace.services import neighbours
 from passt.userspace.services.neighbours import MAX_ENTRIES, PERIOD, Neighbours
+from passt.userspace.services.services import Services
+from passt.userspace.stack import Stack
 from tests.unit.fakes import (
     GATEWAY4,
     GATEWAY6,
@@ -28,6 +30,7 @@ from tests.unit.fakes import (
     OUR_MAC,
     FakeLink,
     config,
+    udp_frame,
 )
 
 MAC = b"\2\0\0\0\0\x11"
@@ -316,6 +319,21 @@ def test_what_is_no_neighbour_of_the_guests(entry: tuple[bytes, bytes]) -> None:
     world = World(None, entry)
     assert world.table.mac_for(entry[0]) == OUR_MAC
     assert world.table._macs == {}
+
+
+def test_frames_in_a_neighbours_name_are_not_the_guests() -> None:
+    """They are ours, on their way back from a bridge in the guest."""
+    world = World(None, (HOST4, MAC))
+    services = Services(world.config, world.nat, world.link, world.loop, world.table)
+    surroundings = world.config, world.nat, world.link
+    stack = Stack(*surroundings, None, None, None, services)
+    for mac, learned in ((MAC, False), (OTHER, True)):
+        frame = udp_frame(GUEST4, HOST4, 1, 2, b"x")
+        frame = frame[:6] + mac + frame[12:]
+        stack.receive(memoryview(frame), 0, len(frame))
+        assert (world.link.guest_mac == mac) == learned
+    world.change((HOST4, b"", False))
+    assert not services.shows(MAC)
 
 
 def test_table_is_limited() -> None:

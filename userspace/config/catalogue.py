@@ -268,6 +268,9 @@ TABLE: tuple[Option, ...] = (
         value("mac_addr", values.mac),
         default="9a:55:9a:55:9a:55",
         help="Our own MAC address, which the guest sees",
+        details="Hosts on the link of the interface that addresses and routes are taken from are "
+        "seen by their own, as far as the host's kernel knows them, and others by the router's, "
+        "unless its address stands for the host (`--map-host-loopback`).",
     ),
     Option(
         "gateway",

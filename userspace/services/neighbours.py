@@ -117,6 +117,10 @@ class Neighbours:
                 return self._macs.get(router, config.our_mac)
         return config.our_mac
 
+    def has(self, mac: bytes) -> bool:
+        """Whether a neighbour has this MAC."""
+        return mac in self._macs.values()
+
     def announce(self) -> None:
         """Tell the guest who is there: its link carries frames from now on."""
         self._ready = True

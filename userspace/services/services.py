@@ -146,6 +146,10 @@ class Services:
         if listening:
             self._advertise()
 
+    def shows(self, mac: bytes) -> bool:
+        """Whether frames from ``mac`` are ours, in the name of a neighbour of the host."""
+        return self._neighbours is not None and self._neighbours.has(mac)
+
     def arp(self, buf: memoryview, off: int, end: int) -> None:
         """Serve the ARP frame ``buf[off:end]``."""
         self._send(self._arp.handle(buf, off, end))
