@@ -94,8 +94,8 @@ class Accelerator:
         #: By slot.
         self._lanes: dict[int, Lane] = {}
         #: New connections, and those that have been new for a while.
-        self._young: list[SplicedTcp] = []
-        self._old: list[SplicedTcp] = []
+        self._young: dict[SplicedTcp, None] = {}
+        self._old: dict[SplicedTcp, None] = {}
         self._probation: Timer | None = None
         #: Directions that are refilled regularly.
         self._moving: dict[Lane, None] = {}
@@ -149,14 +149,21 @@ class Accelerator:
 
     def consider(self, flow: SplicedTcp) -> None:
         """There is a new connection."""
-        self._young.append(flow)
+        self._young[flow] = None
         if self._probation is None:
             self._probation = self._loop.call_at(self._loop.now + PROBATION, self._on_probation)
+
+    def forget(self, flow: SplicedTcp) -> None:
+        """A connection is no more: nothing is to keep it in memory."""
+        if flow in self._young:
+            del self._young[flow]
+        elif flow in self._old:
+            del self._old[flow]
 
     def _on_probation(self) -> None:
         """Those that were there the last time already may enter."""
         old = self._old
-        self._old, self._young = self._young, []
+        self._old, self._young = self._young, {}
         self._probation = None
         if self._old:
             self._probation = self._loop.call_at(self._loop.now + PROBATION, self._on_probation)

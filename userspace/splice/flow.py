@@ -226,6 +226,8 @@ class SplicedTcp(Flow):
     def _close(self) -> None:
         """Leave loop and table; the sockets are closed at the end of the round."""
         shared = self.shared
+        if shared.accelerator is not None:
+            shared.accelerator.forget(self)
         if self.fast is not None:
             self.fast.ended()
         for end in (self.client, self.server):
