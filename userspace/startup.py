@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from passt.kernel.daemon import Readiness
     from passt.kernel.ebpf.maps import MapSet
     from passt.kernel.follow.start import Follower
-    from passt.kernel.netlink.worker import Configured, Tap, Worker
+    from passt.kernel.netlink.worker import Configured, Tap, TemplateInfo, Worker
     from passt.kernel.nswatch import NamespaceWatch
     from passt.kernel.spawn import Child
     from passt.kernel.target import Entry
@@ -91,7 +91,8 @@ class Startup:
         self.readiness: Readiness | None = None
         #: Waits for the tap and what the namespace was given.
         self.network: Callable[[], tuple[Tap | None, Configured | None]]
-        #: What the host's resolv.conf said.
+        #: What was found on the host, and what its resolv.conf said.
+        self.template: TemplateInfo
         self.resolvers: ResolvConf
         #: Follows the host's network, if that is wanted.
         self.follower: Follower | None = None
@@ -143,6 +144,7 @@ class Startup:
             log.warn(warning)
         versions, template = self.host()
         tell(template.notes)
+        self.template = template
         self.resolvers = read_resolv_conf(options)
         self.config = resolve(options, versions, template, self.resolvers)
         if not self.config.splice_only:
@@ -292,7 +294,7 @@ class Startup:
 
         try:
             self.follower = Follower.start(
-                task_of(self.options, self.config, self.netns), self.null
+                task_of(self.options, self.config, self.template, self.netns), self.null
             )
         except OSError as error:
             log.warn(f"Couldn't follow the host's network: {reason(error)}")

@@ -185,7 +185,7 @@ class Following:
         #: What the program was told of each version; nothing yet.
         self._summaries: dict[int, Summary | None] | None = None
         #: Addresses of the host that connections may come from.
-        self._addresses: set[bytes] = set()
+        self._addresses = set(task.addresses)
 
     def due(self) -> float | None:
         """When to look without an event, monotonic seconds; ``None`` for never."""

@@ -46,12 +46,14 @@ class Task:
     """What the follower is to do.
 
     ``wishes``: arguments of :class:`passt.kernel.netlink.template.Wish` per IP version.
-    ``grades``: quality of the templates at start, by family.  ``plan``: what the namespace is to
-    get, by family, for templates by family (``None``: local mode); ``None`` if it configures
-    itself.  ``netns``: descriptor of the namespace.  ``resolvers``: follow resolv.conf.
+    ``grades``: quality of the templates at start, by family; ``addresses``: those that they had.
+    ``plan``: what the namespace is to get, by family, for templates by family (``None``: local
+    mode); ``None`` if it configures itself.  ``netns``: descriptor of the namespace.
+    ``resolvers``: follow resolv.conf.
     """
 
     __slots__ = (
+        "addresses",
         "chroot_fallback",
         "grades",
         "netns",
@@ -64,6 +66,7 @@ class Task:
         self,
         wishes: list[tuple[int, str | None, str | None, bool, bool]],
         grades: dict[int, int],
+        addresses: list[bytes],
         plan: Callable[[dict[int, Summary | None]], dict[int, FamilyPlan | None]] | None,
         netns: int,
         *,
@@ -72,6 +75,7 @@ class Task:
     ) -> None:
         self.wishes = wishes
         self.grades = grades
+        self.addresses = addresses
         self.plan = plan
         self.netns = netns
         self.resolvers = resolvers

@@ -268,6 +268,29 @@ def test_what_the_user_set_stays(laptop: Laptop, start: Start) -> None:
     assert far.getpeername()[0] == B
 
 
+def test_datagrams_and_pings_go_on(laptop: Laptop, start: Start) -> None:
+    """The same sockets of the guest, from whatever address the host has now."""
+    laptop.address_a()
+    pasta = start("-a", "10.0.2.15/24", "-g", "10.0.2.2")
+    service = laptop.world.udp(SERVICE[4], PORT)
+    service.settimeout(0.2)
+    sock = pasta.ns.udp("10.0.2.15")
+    sock.connect((SERVICE[4], PORT))
+
+    def source() -> str:
+        """Where a datagram comes from, empty if none arrives or there is an error."""
+        try:
+            sock.send(b"query")
+            return str(service.recvfrom(64)[1][0])
+        except OSError:
+            return ""
+
+    assert source() == A
+    laptop.address_b()
+    becomes(source, B)
+    pasta.ns.run(["ping", "-c1", "-W5", SERVICE[4]])
+
+
 def test_not_following(laptop: Laptop, start: Start) -> None:
     laptop.address_a()
     pasta = start("--no-follow")

@@ -206,6 +206,22 @@ def test_splice_only_excludes_what_concerns_the_link(other: str) -> None:
     assert refused(other, "--splice-only") == text
 
 
+def test_following() -> None:
+    """By default where the namespace is configured; of two options the last one counts."""
+    assert pasta("--config-net").follows
+    assert pasta("--follow").follows
+    assert pasta("--no-follow", "--follow").follows
+    assert pasta("--no-follow", "--config-net", "--follow").follows
+    assert not pasta().follows
+    assert not pasta("--config-net", "--no-follow").follows
+    assert not pasta("--follow", "--no-follow").follows
+    assert not pasta("--config-net", "--follow", "--no-follow").follows
+    assert not pasta("--splice-only", "--no-follow").follows
+    assert refused("--splice-only", "--follow") == "--splice-only is incompatible with --follow"
+    assert refused("--follow", program="passt") == "--follow is for pasta mode only"
+    assert refused("--no-follow", program="passt") == "--no-follow is for pasta mode only"
+
+
 def test_splice_only_accepts_what_has_no_effect() -> None:
     words = ["-m", "1500", "-a", "192.0.2.1", "-g", "192.0.2.2", "--config-net"]
     options = pasta("--splice-only", *words)

@@ -106,6 +106,7 @@ class Rig:
     def __init__(self, *words: str, v4: Summary | None = A4, v6: Summary | None = A6) -> None:
         options = parse("pasta", [*words, "true"])
         template = TemplateInfo(v4 and FamilyTemplate(*v4), v6 and FamilyTemplate(*v6), [])
+        self.template = template
         resolvers = resolvconf.parse(RESOLV_CONF)
         self.options = options
         self.config = resolve(options, (True, True), template, resolvers)
@@ -364,10 +365,11 @@ def test_end_of_the_follower_is_told_once(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_task() -> None:
     rig = Rig("--config-net", "--outbound-if4", "wlan0", "-g", "fe80::1", v4=None)
-    task = task_of(rig.options, rig.config, 9)
+    task = task_of(rig.options, rig.config, rig.template, 9)
     assert task.wishes == [(V4, None, "wlan0", False, False), (V6, None, None, False, True)]
     assert task.grades == {V4: NOTHING, V6: WORLD}
     assert task.resolvers
+    assert task.addresses == [A6[2]]
     assert task.plan is not None
     plans = task.plan({V4: B4, V6: None})
     v4, v6 = plans[V4], plans[V6]
@@ -377,7 +379,7 @@ def test_task() -> None:
 
 def test_task_without_configuring() -> None:
     rig = Rig("--follow", "-D", "none", "-S", "none", v6=(*A6[:4], None, *A6[5:]))
-    task = task_of(rig.options, rig.config, 9)
+    task = task_of(rig.options, rig.config, rig.template, 9)
     assert task.plan is None
     assert not task.resolvers
     assert task.grades == {V4: WORLD, V6: LOCAL}
@@ -386,7 +388,7 @@ def test_task_without_configuring() -> None:
 def test_versions_that_are_off_are_not_followed() -> None:
     rig = Rig("--config-net")
     rig.config.v6.enabled = False
-    assert [wish[0] for wish in task_of(rig.options, rig.config, 9).wishes] == [V4]
+    assert [wish[0] for wish in task_of(rig.options, rig.config, rig.template, 9).wishes] == [V4]
     rig.take(templates={V4: B4})
     assert rig.config.v6.addr == A6[2]
     assert list(plans_for(rig.options, {V4: None})) == [V4]

@@ -15,15 +15,18 @@ from passt.userspace.config.resolve import is_link_local, plan_of, resolve_famil
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from passt.kernel.follow.start import Summary
-    from passt.kernel.netlink.worker import FamilyPlan
+    from passt.kernel.netlink.worker import FamilyPlan, TemplateInfo
     from passt.userspace.config.model import Config
     from passt.userspace.config.options import Options
 
 AF_INET, AF_INET6 = 2, 10
 
 
-def task_of(options: Options, config: Config, netns: int) -> Task:
-    """What the follower is to do for the network namespace behind descriptor ``netns``."""
+def task_of(options: Options, config: Config, template: TemplateInfo, netns: int) -> Task:
+    """What the follower is to do for the network namespace behind descriptor ``netns``.
+
+    ``template`` is what was found on the host at start.
+    """
     wishes = []
     grades = {}
     for number, family, outbound in (
@@ -45,9 +48,12 @@ def task_of(options: Options, config: Config, netns: int) -> Task:
     def plans(templates: dict[int, Summary | None]) -> dict[int, FamilyPlan | None]:
         return plans_for(options, templates)
 
+    found = [each for each in (template.ipv4, template.ipv6) if each is not None]
+    addresses = [addr for each in found for addr in (each.address, *each.others) if addr]
     return Task(
         wishes,
         grades,
+        addresses,
         plans if config.config_net else None,
         netns,
         resolvers=dns.needs_file(options),
