@@ -17,8 +17,10 @@ import os
 _SWEEP = 65536
 
 
-def close_inherited() -> None:
+def close_inherited(spare: str = "") -> None:
     """Close every descriptor from 3 on, before any module of ours can have opened one.
+
+    Except that of the file whose path is ``spare``.
 
     Not with close_range(2), which would take ctypes, whose libffi keeps a descriptor of its
     own from then on.  The process has one thread, so the list in /proc/self/fd is complete.
@@ -31,7 +33,8 @@ def close_inherited() -> None:
     for fd in numbers:
         if fd > 2:
             try:
-                os.close(fd)
+                if not spare or os.readlink(f"/proc/self/fd/{fd}") != spare:
+                    os.close(fd)
             except OSError:
                 pass  # the descriptor that listed the directory
 

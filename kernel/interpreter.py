@@ -6,7 +6,9 @@ filter takes for an attack, and rightly so:
 * The compiler of Python 3.13 and later, off by default, is switched on and off by the environment
   only, before the interpreter starts.  So if it is on, we start anew without it.  The spawned
   command gets the environment as it was.
-* Support of ``perf`` (Python 3.12 and later, ``-X perf``) can be ended at any time.
+* Support of ``perf`` (Python 3.12 and later, ``-X perf``) can be ended at any time.  But it has a
+  file open, to which it writes until then, and which it closes in each child: it must be ended
+  before inherited descriptors are closed, and its own be spared, or it would be a socket of ours.
 
 Sources: PEP 744, sys(3) of Python's library (``sys._jit`` from 3.14 on), "Python support for the
 Linux perf profiler".
@@ -54,8 +56,10 @@ def restore(environ: dict[bytes, bytes]) -> None:
             environ.pop(_SWITCH, None)
 
 
-def end_perf_support() -> None:
-    """End support of perf, if it is on."""
+def end_perf_support() -> str:
+    """End support of perf, if it is on; returns the path of the file it wrote to, else nothing."""
     interpreter: Any = sys
-    if getattr(interpreter, "is_stack_trampoline_active", bool)():
-        interpreter.deactivate_stack_trampoline()
+    if not getattr(interpreter, "is_stack_trampoline_active", bool)():
+        return ""
+    interpreter.deactivate_stack_trampoline()
+    return f"/tmp/perf-{os.getpid()}.map"

@@ -21,7 +21,7 @@ from __future__ import annotations
 import gc
 import os
 
-from passt.kernel import capabilities, interpreter, sandbox
+from passt.kernel import capabilities, sandbox
 from passt.kernel.daemon import daemonise
 from passt.kernel.errors import SetupError, reason
 from passt.kernel.nswatch import PERIOD
@@ -158,7 +158,6 @@ class Launch:
         options = self.start.options
         self.start.worker.close()
         fault.install()
-        interpreter.end_perf_support()
         message = sandbox.leave(pid=not options.foreground, chroot_fallback=options.chroot_fallback)
         if message:
             log.warn(message)

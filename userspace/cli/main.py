@@ -13,7 +13,7 @@ import os
 import sys
 
 from passt.kernel.descriptors import close_inherited, fill_standard
-from passt.kernel.interpreter import start_anew_without_compiler
+from passt.kernel.interpreter import end_perf_support, start_anew_without_compiler
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def main() -> NoReturn:
         start_anew_without_compiler()
         # What start-up makes stays; there is nothing to collect before the loop.
         gc.disable()
-        close_inherited()
+        close_inherited(spare=end_perf_support())
         fill_standard()
         status = _run(sys.argv)
     except Exception as error:

@@ -365,3 +365,11 @@ def test_low_ports_without_privilege(user_pasta: Runner) -> None:
     done = user_pasta("-t", "80", "--", "true")
     assert done.returncode == 1
     assert "Listen failed for HOST TCP port */80: Permission denied\n" in done.stderr
+
+
+def test_interpreter_with_support_of_perf(pasta: Runner) -> None:
+    """It writes to a file of its own, whose descriptor must not become one of our sockets."""
+    env = {"PATH": os.environ["PATH"], "PYTHONPERFSUPPORT": "1"}
+    done = pasta("-q", "--config-net", "--", "ip", "-br", "addr", env=env)
+    assert done.returncode == 0
+    assert "192.0.2.2/24" in done.stdout
