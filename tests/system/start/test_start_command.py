@@ -372,4 +372,4 @@ def test_interpreter_with_support_of_perf(pasta: Runner) -> None:
     env = {"PATH": os.environ["PATH"], "PYTHONPERFSUPPORT": "1"}
     done = pasta("-q", "--config-net", "--", "ip", "-br", "addr", env=env)
     assert done.returncode == 0
-    assert "192.0.2.2/24" in done.stdout
+    assert "198.51.100.2/24" in done.stdout
