@@ -23,8 +23,9 @@ NO_TOKEN = "/sys/fs/bpf is no bpffs", "/sys/fs/bpf: it "
 
 
 @pytest.fixture(autouse=True)
-def nothing_prepared(user: User) -> None:
-    pins.unpin(user.uid)
+def nothing_prepared(user: User) -> Iterator[None]:
+    with prepared.nothing(user):
+        yield
 
 
 def status(program: Program, host: Netns, prefix: list[str], *words: str) -> tuple[int, list[str]]:

@@ -51,13 +51,8 @@ def tool(program: Program, *words: str, prefix: list[str] | None = None) -> tupl
 @pytest.fixture
 def nothing_prepared(user: User) -> Iterator[None]:
     """The user has no sets, but has them again afterwards if they were there."""
-    count = len(pins.sets(user.uid))
-    pins.unpin(user.uid)
-    yield
-    pins.unpin(user.uid)
-    if count:
-        manager = prepared.sets(user, count)
-        manager.__enter__()
+    with prepared.nothing(user):
+        yield
 
 
 def run(

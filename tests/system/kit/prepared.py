@@ -18,15 +18,31 @@ COOKIE_SIZE = 8
 def sets(user: User, count: int) -> Iterator[None]:
     """Prepare *count* sets for *user*, instead of those that there are."""
     pins.unpin(user.uid)
+    _make(user, count)
+    try:
+        yield
+    finally:
+        pins.unpin(user.uid)
+
+
+@contextmanager
+def nothing(user: User) -> Iterator[None]:
+    """Prepare nothing for *user*, and what there was again in the end."""
+    count = len(pins.sets(user.uid))
+    pins.unpin(user.uid)
+    try:
+        yield
+    finally:
+        pins.unpin(user.uid)
+        _make(user, count)
+
+
+def _make(user: User, count: int) -> None:
     for number in range(count):
         fds, _ = load(compile_first=False)
         pins.pin(fds, user.uid, user.gid, number)
         for fd in fds:
             os.close(fd)
-    try:
-        yield
-    finally:
-        pins.unpin(user.uid)
 
 
 def sockets(uid: int) -> int:

@@ -18,7 +18,7 @@ import sys
 import sysconfig
 
 NAME = "passt-test"
-MOST_RUNS = 9
+MOST_RUNS = 30
 TREE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(__file__))))
 
 
