@@ -181,3 +181,23 @@ def test_segment_that_cannot_be_cut(rig: Rig, peer: Peer, monkeypatch: pytest.Mo
     with pytest.raises(ConnectionResetError):
         server.recv(1)
     server.close()
+
+
+def test_first_segment_overlaps(rig: Rig, peer: Peer) -> None:
+    """The program cannot know, but that is noticed, and the connection reset in the end."""
+    theirs, server = connection()
+    peer.sock.setblocking(False)
+    flow = rig.splice(peer.sock, theirs)
+    data = random.randbytes(150)
+    peer.send(data, 0, 100)
+    rig.expect(server, data[:100])
+    rig.until(lambda: flow.fast is not None, "acceleration")
+    peer.send(data, 50, 150)
+    rig.expect(server, data[50:])
+    assert flow.fast is not None
+    flow.fast.leave("test")
+    rig.until(lambda: flow.index < 0, "reset")
+    rig.loop.round(0)
+    with pytest.raises(ConnectionResetError):
+        server.recv(1)
+    server.close()

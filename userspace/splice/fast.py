@@ -39,7 +39,7 @@ Source: Documentation/bpf/map_sockmap.rst of the kernel; socket(7), tcp(7), pack
 from __future__ import annotations
 
 import struct
-from errno import EAGAIN
+from errno import EAGAIN, EIO
 
 from passt.kernel.ebpf.layout import (
     BYTES,
@@ -53,7 +53,7 @@ from passt.kernel.ebpf.layout import (
 )
 from passt.syscalls import bare_socket as socket
 from passt.syscalls.sockopt import SO_BUF_LOCK, linger_not, linger_reset
-from passt.syscalls.tcpinfo import outq
+from passt.syscalls.tcpinfo import inq, outq
 from passt.userspace import log
 from passt.userspace.loop import EPOLLERR, EPOLLET, EPOLLRDHUP
 
@@ -91,6 +91,7 @@ _MSG_PEEK = int(socket.MSG_PEEK)
 _IPPROTO_TCP = socket.IPPROTO_TCP
 _TCP_INFO = socket.TCP_INFO
 _ACKED = struct.Struct("=120xQ")
+_RECEIVED = struct.Struct("=128xQ")
 
 _buffer = memoryview(bytearray(1 << 18))
 
@@ -99,6 +100,7 @@ class Lane:
     """One direction of a connection on the fast path."""
 
     __slots__ = (
+        "arrived",
         "at",
         "base",
         "behind",
@@ -133,6 +135,8 @@ class Lane:
         self.credit = credit
         maps = fast.accelerator.maps
         self.start = maps.counts[self.at + BYTES]
+        #: Bytes that TCP has received and the program will not see, less those it has seen before.
+        self.arrived = self._ever_read() - self._seen()
         #: Bytes we have moved by hand.
         self.sent = 0
         #: What had been written to the sink before.
@@ -181,6 +185,25 @@ class Lane:
             written = acked + outq(self.sink.fileno())
             if acked == self.acked():
                 return written
+
+    def _ever_read(self) -> int:
+        """Bytes that have been read from the source, exactly, as nobody reads now."""
+        while True:
+            received = self._received()
+            read = received - inq(self.source.fileno())
+            if received == self._received():
+                return read
+
+    def _received(self) -> int:
+        """Bytes that TCP has received at the source; an end of file counts as one."""
+        size = _RECEIVED.size
+        number: int = _RECEIVED.unpack(self.source.getsockopt(_IPPROTO_TCP, _TCP_INFO, size))[0]
+        return number
+
+    def _seen(self) -> int:
+        """Bytes that the program has ever seen in this slot."""
+        counts = self.fast.accelerator.maps.counts
+        return counts[self.at + BYTES] + counts[self.at + PASSED]
 
     def target(self) -> int:
         """What :meth:`written` will be once all that was redirected is."""
@@ -289,9 +312,16 @@ class Lane:
                     break
                 self.kept.append(bytes(_buffer[:count]))
                 maps.grants[self.at + CONSUMED] += count
-            if self.unread():
+            seen = self._seen()
+            received = self._received() - self.arrived
+            if self.unread() or seen != self._seen():
                 return False
+            if received - seen not in (0, 1):
+                raise OSError(EIO, "the kernel gave out other data than it had received")
             maps.leave(source, self.slot)
+            if self.unread():
+                # A processor that had looked for a filter just before there was one.
+                raise OSError(EIO, "data came too late")
         finally:
             maps.hear(source)
         source.setsockopt(socket.SOL_SOCKET, SO_BUF_LOCK, 0)
