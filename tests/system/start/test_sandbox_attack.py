@@ -221,7 +221,8 @@ def test_exception_that_nobody_expected(attack: Attack, tmp_path: Path) -> None:
             raise RuntimeError("odd") from KeyError("key")
         loop.Loop.round = fail
     """
-    done = attack(body)
+    # A command that has ended before the loop begins would leave it nothing to do.
+    done = attack(body, options=("--", "sleep", "1"))
     assert done.returncode == 1
     lines = done.stderr.splitlines()
     assert lines[-1] == "RuntimeError: odd"
