@@ -14,7 +14,7 @@ from typing import Any
 from passt.userspace.flow.nat import V4_MAPPED
 from passt.userspace.flow.rules import HOST, SPLICE, Rule
 from passt.userspace.icmp.flow import EchoFlow
-from passt.userspace.multicast.translator import Member
+from passt.userspace.multicast.members import Member
 from passt.userspace.tcp.flow import TcpFlow
 from passt.userspace.udp.flow import UdpFlow
 from passt.userspace.udp.spliced import SplicedFlow

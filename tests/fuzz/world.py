@@ -39,6 +39,7 @@ from passt.userspace.icmp import Icmp
 from passt.userspace.icmp.flow import EchoFlow
 from passt.userspace.loop import EPOLLIN
 from passt.userspace.multicast import translator as multicast
+from passt.userspace.multicast.members import MAX_PORTS, MAX_SOCKETS, Member
 from passt.userspace.multicast.policy import is_joined
 from passt.userspace.multicast.sockets import Place
 from passt.userspace.services.services import Services
@@ -467,7 +468,7 @@ class World:
             if isinstance(flow, TcpFlow):
                 check_tcp(flow)
                 held += flow.holds()
-            elif isinstance(flow, multicast.Member) and self.groups is not None:
+            elif isinstance(flow, Member) and self.groups is not None:
                 members.append((flow.group_addr, flow.port))
             elif isinstance(flow, UdpFlow) and self.udp is not None:
                 assert not flow.parts
@@ -487,7 +488,7 @@ class World:
             return
         known = self.groups._groups
         assert len(known) <= multicast.MAX_GROUPS, "too many groups"
-        assert self.groups._members == len(members) <= multicast.MAX_SOCKETS, "count of members"
+        assert self.groups._members == len(members) <= MAX_SOCKETS, "count of members"
         assert sorted(members) == sorted(
             (group, port) for group, each in known.items() for port in each.members
         )
@@ -495,5 +496,5 @@ class World:
             assert is_joined(group), f"joined {group.hex()}"
             assert not each.filter.is_empty, "a member that hears nobody"
             assert len(each.filter.sources) <= 64, "sources"
-            assert len(each.sent) <= multicast.MAX_PORTS, "ports"
+            assert len(each.sent) <= MAX_PORTS, "ports"
             assert all(member.filter == each.filter for member in each.members.values())

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import pytest
 
-from passt.userspace.multicast.translator import MAX_SOCKETS
+from passt.userspace.multicast.members import MAX_SOCKETS
 from tests.fuzz import frames
 from tests.system.conftest import StartGuest
 from tests.system.kit import offload

@@ -12,8 +12,8 @@ import pytest
 
 from passt.userspace.flow.table import Flow
 from passt.userspace.icmp.flow import EchoFlow
+from passt.userspace.multicast.members import Member
 from passt.userspace.multicast.sending import GroupFlow
-from passt.userspace.multicast.translator import Member
 from passt.userspace.splice.flow import SplicedTcp
 from passt.userspace.tcp.flow import TcpFlow
 from passt.userspace.udp.flow import UdpFlow

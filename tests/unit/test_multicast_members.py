@@ -16,7 +16,7 @@ from scapy.layers.l2 import Ether
 
 from passt.userspace.config.model import IPPROTO_UDP as UDP
 from passt.userspace.config.model import Rule
-from passt.userspace.multicast import translator
+from passt.userspace.multicast import members, translator
 from passt.userspace.multicast.filters import Filter
 from passt.userspace.multicast.sending import GroupFlow
 from passt.userspace.multicast.sockets import Place
@@ -54,7 +54,7 @@ def rig(port: int) -> Iterator[GroupRig]:
 
 
 def member_sockets(rig: GroupRig) -> int:
-    return sum(isinstance(flow, translator.Member) for flow in rig.table.flows())
+    return sum(isinstance(flow, members.Member) for flow in rig.table.flows())
 
 
 def test_datagrams_reach_the_guest_as_they_are(rig: GroupRig, port: int) -> None:
@@ -196,7 +196,7 @@ def test_ports_sent_to_are_limited(rig: GroupRig, port: int) -> None:
     rig.report(ALL)
     for number in range(100):
         rig.guest_sends(4, 1024 + number, b"x", to=GROUP)
-    assert len(rig.ports()) == translator.MAX_PORTS + 1
+    assert len(rig.ports()) == members.MAX_PORTS + 1
 
 
 def test_rules_that_come_and_go(rig: GroupRig, port: int) -> None:
@@ -361,7 +361,7 @@ def test_sockets_are_limited(rig: GroupRig) -> None:
         if number not in rig.udp._host.listeners:
             rig.listen(Rule(UDP, number, number, number))
     rig.report(*((TO_EXCLUDE, bytes((239, 5, 0, i)), ()) for i in range(64)))
-    assert member_sockets(rig) == translator.MAX_SOCKETS == rig.groups._members
+    assert member_sockets(rig) == members.MAX_SOCKETS == rig.groups._members
 
 
 def test_the_flow_table_limits_sockets_too(port: int) -> None:
