@@ -171,6 +171,8 @@ class DhcpService:
             (dhcp.MESSAGE_TYPE, bytes((dhcp.NAK,))),
             (dhcp.SERVER_ID, self._told.get(dhcp.SERVER_ID, self._our_addr)),
         ]
+        # It says nothing of any address (RFC 2131, table 3).
+        request.ciaddr = _NOBODY
         return self._frame(dhcp.reply(request, _NOBODY, options), _BROADCAST, guest_mac)
 
     def _frame(self, payload: bytes, dst: bytes, guest_mac: bytes) -> bytes:
