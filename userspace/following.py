@@ -75,6 +75,9 @@ class Following:
         engine.loop.add(follower.fileno(), EPOLLIN, self._on_event)
 
     def _on_event(self, _events: int) -> None:
+        if self._follower.fileno() < 0:
+            # Closed in this very round, as the program ends.
+            return
         report = self._follower.receive()
         if report is None:
             log.warn("The host's network is not followed any more")

@@ -240,5 +240,8 @@ class Launch:
                 return
             if self.start.child is not None and pid == self.start.child.pid:
                 self._command_ended = True
+                if self.start.follower is not None:
+                    # It ends while we do.
+                    self.start.follower.close()
                 code = os.waitstatus_to_exitcode(status)
                 self.engine.loop.stop(code if code >= 0 else 128 - code)

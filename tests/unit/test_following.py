@@ -393,3 +393,14 @@ def test_versions_that_are_off_are_not_followed() -> None:
     rig.take(templates={V4: B4})
     assert rig.config.v6.addr == A6[2]
     assert list(plans_for(rig.options, {V4: None})) == [V4]
+
+
+def test_end_of_the_program_is_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The channel is closed in a round that has an event for it."""
+    told: list[str] = []
+    monkeypatch.setattr(log, "warn", lambda text, *_: told.append(text))
+    rig = Rig("--config-net")
+    told.clear()
+    rig.follower.close()
+    rig.following._on_event(1)
+    assert told == []
