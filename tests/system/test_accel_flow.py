@@ -329,12 +329,15 @@ def test_budget_of_a_hundred(maps: MapSet) -> None:
     rig.close()
 
 
-def test_kernel_that_refuses_a_socket(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is lost, and the connection goes on."""
+@pytest.mark.parametrize("which", [0, 1])
+def test_kernel_that_refuses_a_socket(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, which: int
+) -> None:
+    """Nothing is lost, and the connection goes on, and ends in good order."""
     real = MapSet.enter
 
     def refuse(self: MapSet, sock: socket.socket, slot: int) -> None:
-        if slot % 2:
+        if slot % 2 == which:
             client.sendall(b"meanwhile")
             raise OSError(errno.ENOMEM, "no memory")
         real(self, sock, slot)
@@ -349,3 +352,5 @@ def test_kernel_that_refuses_a_socket(rig: Rig, monkeypatch: pytest.MonkeyPatch)
     assert server.recv(100) == b"meanwhile"
     client.sendall(b"later")
     rig.expect(server, b"later")
+    for end in (flow.client, flow.server):
+        assert not any(end.sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8))

@@ -324,8 +324,7 @@ class Lane:
                 raise OSError(EIO, "data came too late")
         finally:
             maps.hear(source)
-        source.setsockopt(socket.SOL_SOCKET, SO_BUF_LOCK, 0)
-        linger_not(source)
+        _as_usual(source)
         self.gone = True
         return True
 
@@ -367,13 +366,19 @@ class FastFlow:
             maps.grants[lane.at + CONSUMED] = maps.counts[lane.at + PASSED]
             maps.grants[lane.at + GENERATION] += 1
         first, second = self.lanes
-        maps.enter(first.source, first.slot)
         try:
-            maps.enter(second.source, second.slot)
+            maps.enter(first.source, first.slot)
+            try:
+                maps.enter(second.source, second.slot)
+            except OSError:
+                while not first.withdraw():
+                    pass
+                first.restore()
+                raise
         except OSError:
-            while not first.withdraw():
-                pass
-            first.restore()
+            # One has got its end of file in this moment, for instance.
+            for end in ends:
+                _as_usual(end.sock)
             raise
 
     def begin(self) -> None:
@@ -467,6 +472,12 @@ def _fix_receive_buffer(sock: socket.socket) -> None:
         sock.setsockopt(_IPPROTO_TCP, socket.TCP_WINDOW_CLAMP, RECEIVE_BUFFER)
     else:
         sock.setsockopt(socket.SOL_SOCKET, SO_BUF_LOCK, _RCVBUF_LOCK)
+
+
+def _as_usual(sock: socket.socket) -> None:
+    """Have the buffer grow again, and an end be one in good order."""
+    sock.setsockopt(socket.SOL_SOCKET, SO_BUF_LOCK, 0)
+    linger_not(sock)
 
 
 def _send_buffer(sock: socket.socket) -> int:
