@@ -22,6 +22,7 @@ import pytest
 
 from passt.kernel.nsthread import NsThread
 from passt.kernel.sockets import SocketSpec, open_socket
+from passt.syscalls import bare_socket
 from passt.userspace.config.model import Config
 from passt.userspace.flow.accept import accept
 from passt.userspace.flow.nat import Nat
@@ -93,7 +94,7 @@ class Running:
         with host.inside():
             self._serve(open_socket(wildcard("").plain()), HOST)
         (there,) = thread.call([wildcard("lo")])
-        assert isinstance(there, socket.socket)
+        assert isinstance(there, bare_socket.socket)
         self._serve(there, SPLICE)
         self._thread = threading.Thread(target=self._run)
 
@@ -174,7 +175,7 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
 def test_sockets_belong_to_the_namespace(thread: NsThread, guest: Net) -> None:
     listener = listen(guest, GUEST4, 7777)
     (sock,) = thread.call([SocketSpec(socket.AF_INET, socket.SOCK_STREAM)])
-    assert isinstance(sock, socket.socket)
+    assert isinstance(sock, bare_socket.socket)
     sock.connect((GUEST4, 7777))
     assert sock.getpeername() == (GUEST4, 7777)
     sock.close()
@@ -191,7 +192,7 @@ def test_low_ports_need_the_capability(guest: Net) -> None:
     assert refused.errno == errno.EACCES
     with_it.start(fd, 1 << CAP_NET_BIND_SERVICE)
     (sock,) = with_it.call([low])
-    assert isinstance(sock, socket.socket)
+    assert isinstance(sock, bare_socket.socket)
     sock.close()
     os.close(fd)
     with_it.close()
@@ -226,7 +227,7 @@ def test_worker_makes_sockets_in_the_namespace(guest: Net) -> None:
         lab.worker.close()
         errors = {n: each.errno for n, each in enumerate(made) if isinstance(each, OSError)}
         assert errors == {150: errno.EADDRINUSE, 151: errno.ENODEV}
-        opened = [each for each in made if isinstance(each, socket.socket)]
+        opened = [each for each in made if isinstance(each, bare_socket.socket)]
         ports = [sock.getsockname()[1] for sock in opened]
         assert ports == list(range(79, 330))
         assert not any(os.get_inheritable(sock.fileno()) for sock in opened)

@@ -187,7 +187,7 @@ def test_no_ping_sockets_permitted(
     [
         (101, b"\x03\x00", b"\x01\x00"),
         (113, b"\x03\x01", b"\x01\x03"),
-        (22, None, b"\x01\x00"),
+        (22, None, None),
         (90, None, None),
     ],
 )
@@ -290,9 +290,12 @@ def test_where_errors_come_from() -> None:
     assert router(made, v4=False) == GATEWAY6
     made.v6.gateway = None
     assert router(made, v4=False) == made.v6.our_ll
-    assert refusal(OSError(101, ""), v4=True) == (3, 0)
-    assert refusal(OSError(13, ""), v4=False) == (1, 1)
-    assert refusal(OSError(22, ""), v4=True) is None
+    assert refusal(OSError(101, ""), GATEWAY4) == (3, 0)
+    assert refusal(OSError(13, ""), GATEWAY6) == (1, 1)
+    assert refusal(OSError(22, ""), GATEWAY4) is None
+    # That a link-local destination is nowhere, of others something else.
+    assert refusal(OSError(22, ""), bytes.fromhex("fe80") + bytes(13) + b"\2") == (1, 0)
+    assert refusal(OSError(22, ""), bytes.fromhex("20010db8") + bytes(11) + b"\2") is None
 
 
 @st.composite

@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 
 from passt.userspace.flow.nat import is_unicast, unmap
+from passt.userspace.flow.sockname import is_scoped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 #: errno of a refused send or connect → (type, code) of ICMP, of ICMPv6: no route, route of
 #: kind "unreachable", route of kind "prohibit" or a firewall.  EINVAL is what IPv6 says of
-#: link-local destinations where there is no interface whose neighbours they could be.
+#: link-local destinations where there is no interface whose neighbours they could be (and of
+#: much else where a destination is another).
 _REFUSALS: dict[int, tuple[tuple[int, int] | None, tuple[int, int]]] = {
     errno.ENETUNREACH: ((3, 0), (1, 0)),
     errno.EHOSTUNREACH: ((3, 1), (1, 3)),
@@ -32,10 +34,16 @@ _REFUSALS: dict[int, tuple[tuple[int, int] | None, tuple[int, int]]] = {
 }
 
 
-def refusal(error: OSError, *, v4: bool) -> tuple[int, int] | None:
-    """Type and code that tell the guest of ``error``; ``None`` if it is of no concern to it."""
-    kinds = _REFUSALS.get(error.errno or 0)
-    return None if kinds is None else kinds[0 if v4 else 1]
+def refusal(error: OSError, to: bytes) -> tuple[int, int] | None:
+    """Type and code that tell the guest of ``error``; ``None`` if it is of no concern to it.
+
+    ``to`` is where the guest sent its packet.
+    """
+    number = error.errno or 0
+    kinds = _REFUSALS.get(number)
+    if kinds is None or (number == errno.EINVAL and not is_scoped(to)):
+        return None
+    return kinds[0 if len(to) == 4 else 1]
 
 
 def router(config: Config, *, v4: bool) -> bytes | None:

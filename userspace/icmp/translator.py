@@ -245,7 +245,7 @@ class Icmp:
         log.limited(
             "icmp-send", log.WARNING, "Couldn't send echo request: %s: %s", failure.strerror, flow
         )
-        kind = refusal(failure, v4=flow.v4)
+        kind = refusal(failure, flow.seen)
         if kind is not None and not flow.multicast and flow.seen != BROADCAST4:
             node = router(self._config, v4=flow.v4)
             if node is not None:

@@ -33,7 +33,7 @@ def report(flow: FlowBase, number: int) -> None:
     ctx = flow.ctx
     v4 = len(flow.our_addr) == 4
     number = _SAME.get(number, number)
-    kind = refusal(OSError(number, os.strerror(number)), v4=v4)
+    kind = refusal(OSError(number, os.strerror(number)), flow.our_addr)
     offender = router(ctx.config, v4=v4)
     if kind is None or offender is None or not ctx.config.icmp:
         return

@@ -140,7 +140,7 @@ class UdpErrors(UdpBase):
         """Tell the guest that there is no way to where it sent ``payload``."""
         seen = split(guest_key)[2]
         v4 = len(seen) == 4
-        kind = refusal(failure, v4=v4)
+        kind = refusal(failure, seen)
         node = router(self._config, v4=v4)
         if kind is None or node is None or is_multicast(seen) or seen == BROADCAST4:
             return
