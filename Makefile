@@ -14,6 +14,9 @@ PROGRAMS := ip ping ps iperf3 socat curl nginx dnsmasq redis-benchmark dig ncat 
 	setpriv strace dhclient dhcpcd udhcpc rdisc6 ndisc6 apparmor_parser checkmodule \
 	semodule_package m4
 
+# Files of tests at a time.
+JOBS ?= 3
+
 # For `make fuzz`: seconds for each harness, and which, by default all.
 SECONDS ?= 60
 NAMES   ?=
@@ -38,10 +41,10 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# What fails is run once more, by itself: programs and networks under test have time limits,
-# which a busy machine may miss.
+# Files of tests run side by side, as much of the time is spent waiting.  What fails is run once
+# more, by itself: programs and networks under test have time limits, which a busy machine may miss.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q tests || { \
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile tests || { \
 		echo "Once more, what failed:"; \
 		$(BIN)/python -m pytest -q --last-failed --last-failed-no-failures none tests; \
 	}

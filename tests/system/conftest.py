@@ -69,6 +69,15 @@ def folder() -> Iterator[str]:
     shutil.rmtree(path, ignore_errors=True)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def reachable_folders(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Have ordinary users reach the folders that tests make readable for them."""
+    folder = tmp_path_factory.getbasetemp()
+    while folder.parent != folder and folder.stat().st_mode & 0o077 == 0:
+        folder.chmod(0o755)
+        folder = folder.parent
+
+
 @pytest.fixture(scope="session")
 def user() -> User:
     """The ordinary user; /dev/net/tun is opened for it, as distributions have it."""
