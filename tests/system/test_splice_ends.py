@@ -40,14 +40,7 @@ Wait = Callable[[socket.socket, str], None]
 @pytest.fixture(autouse=True)
 def nothing_left(path: Path) -> Iterator[None]:
     """As many descriptors as before, but for stocks of sockets and pipes, and maps are empty."""
-    before = -1
-
-    def settled() -> bool:
-        nonlocal before
-        last, before = before, path.pasta.descriptors()
-        return before == last
-
-    wait_for(settled, what="stocks of sockets to be full", interval=0.1)
+    before = path.pasta.settled_descriptors()
     yield
     wait_for(lambda: path.pasta.descriptors() <= before + 64, what="descriptors to be closed")
     if path.fast:

@@ -188,7 +188,7 @@ def test_no_route_on_host(
     bits = 32 if version == 4 else 128
     host.ip(f"route add unreachable {target}/{bits}\n")
     try:
-        before = pasta.descriptors()
+        before = pasta.settled_descriptors()
         for _ in range(20):
             with pytest.raises(OSError) as caught:
                 pasta.ns.connect(target, 80)
@@ -233,7 +233,7 @@ def test_descriptors_are_freed(path: Path) -> None:
     client.close()
     server.close()
     time.sleep(0.2)
-    before = pasta.descriptors()
+    before = pasta.settled_descriptors()
     with path.listen() as listener:
         pairs = []
         for _ in range(100):

@@ -457,7 +457,7 @@ def test_undeliverable_datagrams_leave_nothing_behind(
 ) -> None:
     """Datagrams that no flow can be made for: discarded once, no descriptor left, no load."""
     pasta = start_pasta("-u", "7001")
-    before = pasta.descriptors()
+    before = pasta.settled_descriptors()
     index = remote.call(lambda: socket.if_nametoindex("eth0"))
     with (
         remote.udp(family=socket.AF_INET6) as outside,

@@ -175,6 +175,17 @@ class Pasta:
         """Return the number of open descriptors of the program."""
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
+    def settled_descriptors(self) -> int:
+        """As :meth:`descriptors`, once it does not change: stocks of sockets are full then."""
+        counts = [-1] * 3
+
+        def settled() -> bool:
+            counts.append(self.descriptors())
+            return len(set(counts[-3:])) == 1
+
+        wait_for(settled, what="stocks of sockets to be full", interval=0.1)
+        return counts[-1]
+
     def memory(self) -> dict[str, int]:
         """Return resident and proportional set size in KiB: ``Rss``, ``Pss``."""
         with open(f"/proc/{self.process.pid}/smaps_rollup") as file:
