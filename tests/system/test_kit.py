@@ -182,7 +182,8 @@ def test_bad_wire() -> None:
 
 def test_wire_rate() -> None:
     arrived, _ = through_wire(["--rate", "1e6", "--queue", "50"], 100, 0.0)
-    # 100 frames of 1442 bytes at once, a queue of 50 × 1500 bytes: about half of them fit, more if they come slowly.
+    # 100 frames of 1442 bytes at once, a queue of 50 × 1500 bytes: about half of them fit, or more
+    # if they come slowly.
     assert 40 < len(arrived) < 90
     assert 0.05 < max(delay for _, delay in arrived) < 0.3
 
