@@ -397,5 +397,6 @@ class FlowBase(Flow):
                 timer.cancel()
         self._ack_timer = self._rto_timer = None
         self.ctx.loop.close(self.sock, self.fd)
-        self.tail.clear()
+        # Another, not cleared: the error that ends the flow may still hold a view of this one.
+        self.tail = bytearray()
         self.out_of_order = None
