@@ -8,6 +8,10 @@ not.
 
 A request that is refused is told, and the rest goes on: half of a configuration is better than
 none, and the next change makes another attempt.
+
+A route that is there already is not ours.  Those to the subnets of addresses are: the kernel makes
+them itself, unless the address says otherwise, and takes them away with the address.  What was
+found once is not made when it is missing later, as the namespace's root removed it then.
 """
 
 from __future__ import annotations
@@ -19,7 +23,6 @@ from passt.kernel.follow.difference import (
     address_steps,
     keys_of,
     same_route,
-    without_connected,
 )
 from passt.kernel.netlink import uapi
 from passt.kernel.netlink.attributes import FormError
@@ -39,14 +42,18 @@ _NEW_ROUTE = uapi.NLM_F_CREATE | uapi.NLM_F_APPEND
 
 
 class Own:
-    """What of one IP version is ours in the namespace, each in order of creation."""
+    """What of one IP version is ours in the namespace, each in order of creation.
 
-    __slots__ = ("addresses", "family", "routes")
+    ``found``: routes that are to be there as well, and were without our doing.
+    """
+
+    __slots__ = ("addresses", "family", "found", "routes")
 
     def __init__(self, family: int) -> None:
         self.family = family
         self.addresses: dict[AddressKey, Wanted] = {}
         self.routes: dict[RouteKey, bytes] = {}
+        self.found: set[RouteKey] = set()
 
 
 def apply(
@@ -67,7 +74,8 @@ def apply(
         for key, body in own.routes.items()
         if key not in routes or not same_route(routes[key], body)
     ]
-    if not (removed or added or old or routes.keys() - own.routes.keys()):
+    own.found &= routes.keys()
+    if not (removed or added or old or routes.keys() - own.routes.keys() - own.found):
         return problems
     before = _Before(sock, index, own)
     _remove(sock, uapi.RTM_DELROUTE, [own.routes.pop(key) for key in old], problems)
@@ -77,14 +85,14 @@ def apply(
 
 
 class _Before:
-    """What of ours was there at the beginning."""
+    """What of ours was there at the beginning, and of routes that were found."""
 
     __slots__ = ("addresses", "routes")
 
     def __init__(self, sock: RouteSocket, index: int, own: Own) -> None:
         self.addresses = _addresses_there(sock, own.family, index)
         there = keys_of(read_routes(sock, own.family, index))
-        self.routes = {key for key in own.routes if key in there}
+        self.routes = (own.routes.keys() | own.found) & there
 
 
 def _addresses_there(sock: RouteSocket, family: int, index: int) -> set[AddressKey]:
@@ -150,13 +158,13 @@ def _make_routes(
     problems: list[str],
 ) -> None:
     """Make routes that are new, or went along with an address; in any order they depend on."""
-    there = read_routes(sock, own.family, index)
-    wanted = without_connected(wanted, there)
-    present = keys_of(there)
+    present = keys_of(read_routes(sock, own.family, index))
+    own.found |= (wanted.keys() & present) - own.routes.keys()
     pending = [
         (key, body)
         for key, body in wanted.items()
-        if key not in own.routes or (key in before.routes and key not in present)
+        if key not in present
+        and (key in before.routes or (key not in own.routes and key not in own.found))
     ]
     while pending:
         results = sock.batch(uapi.RTM_NEWROUTE, _NEW_ROUTE, [body for _, body in pending])
@@ -164,9 +172,12 @@ def _make_routes(
         for (key, body), error in zip(pending, results, strict=True):
             if error is None:
                 own.routes[key] = body
+                own.found.discard(key)
             elif error.errno in _NO_WAY_YET:
                 again.append((key, body))
-            elif error.errno != EEXIST:
+            elif error.errno == EEXIST:
+                own.found.add(key)
+            else:
                 problems.append(f"route: {error.strerror}")
         if len(again) == len(pending):
             # Their gateways are behind other interfaces of the host.
@@ -183,8 +194,8 @@ def _remove(sock: RouteSocket, kind: int, bodies: list[bytes], problems: list[st
     ]
 
 
-def own_of(family: int, addresses: list[bytes], routes: list[bytes]) -> Own:
-    """What start-up made, from the bodies of its requests."""
+def own_of(family: int, addresses: list[bytes], routes: list[bytes], found: list[bytes]) -> Own:
+    """What start-up made, and what it found, from the bodies of its requests."""
     own = Own(family)
     for body in addresses:
         try:
@@ -195,6 +206,7 @@ def own_of(family: int, addresses: list[bytes], routes: list[bytes]) -> Own:
     for key, body in zip(map(_key, routes), routes, strict=True):
         if key is not None:
             own.routes[key] = body
+    own.found = keys_of(found)
     return own
 
 

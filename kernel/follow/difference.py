@@ -31,7 +31,7 @@ from passt.kernel.netlink.records import (
     ROUTE_PROTOCOL,
     parse_address,
 )
-from passt.kernel.netlink.retarget import connected_key, retarget_address, retarget_route
+from passt.kernel.netlink.retarget import retarget_address, retarget_route
 from passt.kernel.netlink.template import copied_addresses
 
 TYPE_CHECKING = False
@@ -220,16 +220,6 @@ def default_route_request(
     body = ROUTE_HEADER.pack(family, 0, 0, 0, *numbers, flags)
     body += pack_u32(uapi.RTA_OIF, index)
     return body if gateway is None else body + pack(uapi.RTA_GATEWAY, gateway)
-
-
-def without_connected(
-    wanted: dict[RouteKey, bytes], there: Iterable[bytes]
-) -> dict[RouteKey, bytes]:
-    """``wanted`` less the subnets' routes that the kernel made itself, among those ``there``."""
-    made = {connected_key(body) for body in there} - {None}
-    if not made:
-        return wanted
-    return {key: body for key, body in wanted.items() if connected_key(body) not in made}
 
 
 def same_route(one: bytes, other: bytes) -> bool:

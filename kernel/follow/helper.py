@@ -179,9 +179,9 @@ class Following:
         self._wishes = [wish for wish in wishes if wish.family in families]
         self._settlers = {wish.family: Settler(task.grades[wish.family]) for wish in self._wishes}
         self._own = {wish.family: Own(wish.family) for wish in self._wishes}
-        for family, addresses, routes in marshal.loads(record) if record else ():
+        for family, *made in marshal.loads(record) if record else ():
             if family in self._own:
-                self._own[family] = own_of(family, addresses, routes)
+                self._own[family] = own_of(family, *made)
         #: What the program was told of each version; nothing yet.
         self._summaries: dict[int, Summary | None] | None = None
         #: Addresses of the host that connections may come from.

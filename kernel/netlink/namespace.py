@@ -56,7 +56,8 @@ class Plan:
     `local`: local mode, addresses are of our own making.  `source`: where to copy from, None if
     there is nothing.  `address`, `gateway`: packed or None, used for what is not copied, and so
     is `more`, further addresses with their prefix lengths.  `made_addresses`, `made_routes`:
-    bodies of the requests that made something.
+    bodies of the requests that made something; `found_routes`: of those whose route was
+    there, as the kernel makes some along with addresses.
     """
 
     __slots__ = (
@@ -64,6 +65,7 @@ class Plan:
         "copy_addresses",
         "copy_routes",
         "family",
+        "found_routes",
         "gateway",
         "local",
         "made_addresses",
@@ -96,6 +98,7 @@ class Plan:
         self.more = more
         self.made_addresses: list[bytes] = []
         self.made_routes: list[bytes] = []
+        self.found_routes: list[bytes] = []
 
 
 def loopback_up(sock: RouteSocket) -> None:
@@ -217,10 +220,12 @@ def _copy_routes(sock: RouteSocket, index: int, plan: Plan, source: Source) -> i
     made = {connected_key(body) for body in read_routes(sock, plan.family, index)} - {None}
     pending = []
     for body in source.routes:
-        if made and connected_key(body) in made:
-            continue
         copy = retarget_route(body, source.index, index)
-        if copy is not None:
+        if copy is None:
+            continue
+        if made and connected_key(body) in made:
+            plan.found_routes.append(copy)
+        else:
             pending.append(copy)
     while pending:
         again = []
@@ -231,7 +236,9 @@ def _copy_routes(sock: RouteSocket, index: int, plan: Plan, source: Source) -> i
                 plan.made_routes.append(body)
             elif error.errno in _NO_WAY_YET:
                 again.append(body)
-            elif error.errno != EEXIST:
+            elif error.errno == EEXIST:
+                plan.found_routes.append(body)
+            else:
                 raise error
         if len(again) == len(pending):
             break
@@ -249,7 +256,9 @@ def _set_default_route(sock: RouteSocket, index: int, plan: Plan) -> None:
     error = sock.batch(uapi.RTM_NEWROUTE, _ADD_ROUTE, [body])[0]
     if error is None:
         plan.made_routes.append(body)
-    elif error.errno != EEXIST:
+    elif error.errno == EEXIST:
+        plan.found_routes.append(body)
+    else:
         raise error
 
 

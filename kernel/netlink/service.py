@@ -154,8 +154,9 @@ class _Calls:
     ) -> tuple[list[int], bytes | None, list[Note]]:
         """Families in force, link-local address, notes.
 
-        With `record` a file comes along that tells what was made: family, bodies of addresses
-        and of routes, for each plan.  There may be more of them than a message holds.
+        With `record` a file comes along that tells what was made: family, bodies of addresses,
+        of routes, and of routes that were there, for each plan.  There may be more of them than a
+        message holds.
         """
         netlink = self._inside()
         complete = []
@@ -164,7 +165,10 @@ class _Calls:
             complete.append(namespace.Plan(family, local, source, *rest))
         result = namespace.configure(netlink, self._index, mtu, complete)
         if record:
-            made = [(plan.family, plan.made_addresses, plan.made_routes) for plan in complete]
+            made = [
+                (plan.family, plan.made_addresses, plan.made_routes, plan.found_routes)
+                for plan in complete
+            ]
             fd = os.memfd_create("made")
             self.returned.append(fd)
             with open(fd, "wb", closefd=False) as file:

@@ -251,6 +251,23 @@ def test_what_the_guest_made_stays(laptop: Laptop, start: Start) -> None:
     assert "10.78.0.0/16 via 10.77.0.9" in pasta.ns.run(["ip", "route"]).stdout
 
 
+@pytest.mark.parametrize("version", [4, 6])
+def test_what_the_guest_removed_at_once_stays_away(
+    laptop: Laptop, program: Program, user: User, version: int
+) -> None:
+    """The kernel's route to the subnet as well, which nobody asked for at start."""
+    laptop.address_a()
+    if version == 6:
+        laptop.ipv6_appears()
+    script = (
+        f"flush() {{ ip -{version} $1 flush dev eth0 scope global; }}; flush addr; flush route;"
+        # Until after the first look.
+        f" sleep 1; ip -{version} route; ip -{version} addr show dev eth0 scope global"
+    )
+    words = [*program.argv, "--config-net", "--ns-ifname", "eth0", "--", "sh", "-c", script]
+    assert laptop.host.run(words, prefix=user.prefix).stdout == ""
+
+
 def test_what_the_user_set_stays(laptop: Laptop, start: Start) -> None:
     """And connections whose address on the host is gone are reset all the same."""
     laptop.address_a()

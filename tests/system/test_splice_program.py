@@ -321,7 +321,7 @@ def test_no_route_to_the_server(start_pasta: StartPasta, topology: Topology, ver
     for what in ("addr", "route"):
         pasta.ns_as_root.run(["ip", f"-{version}", what, "flush", "dev", device])
     path = Path("splice-in", version, topology, pasta)
-    before = pasta.descriptors()
+    before = pasta.settled_descriptors()
     for _ in range(50):
         with pytest.raises(ConnectionResetError), path.connect() as client:
             client.recv(1)

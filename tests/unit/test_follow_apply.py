@@ -30,6 +30,8 @@ class Kernel:
         self.addresses: dict[tuple[bytes, int], bytes] = {}
         self.routes: dict[Any, bytes] = {}
         self.log: list[str] = []
+        #: As if all addresses had IFA_F_NOPREFIXROUTE.
+        self.without_subnets = False
 
     def request(self, kind: int, flags: int, body: bytes) -> None:
         error = self._execute(kind, flags, body)
@@ -83,8 +85,9 @@ class Kernel:
         return 0
 
     def _connect(self, packed: bytes, length: int) -> None:
-        body = self._subnet_route(packed, length)
-        self.routes[route_key(body)] = body
+        if not self.without_subnets:
+            body = self._subnet_route(packed, length)
+            self.routes[route_key(body)] = body
 
     def _disconnect(self, packed: bytes, length: int) -> None:
         self.routes.pop(route_key(self._subnet_route(packed, length)), None)
@@ -136,6 +139,7 @@ def _split(text: str) -> tuple[str, int]:
 
 
 GATEWAY = route(index=TAP, gateway="192.0.2.254")
+SUBNET = route("192.0.2.0/24", TAP, protocol=KERNEL, scope=LINK_SCOPE)
 OTHER_GATEWAY = route(index=TAP, gateway="10.0.0.254")
 
 
@@ -205,6 +209,39 @@ def test_what_others_removed_stays_away(world: World) -> None:
     assert world.has(GATEWAY) and not world.has(second)
 
 
+def test_subnet_of_what_others_removed_stays_away(world: World) -> None:
+    """The kernel made the route at start, so it is in no list of what we made."""
+    world.own.found = {route_key(SUBNET)}
+    world.kernel.addresses.clear()
+    world.kernel.routes.clear()
+    assert world.apply(["192.0.2.1/24"], [SUBNET, GATEWAY]) == []
+    assert world.apply(["192.0.2.1/24", "10.0.0.1/8"], [SUBNET, GATEWAY]) == ["+10.0.0.1"]
+    assert not world.has(SUBNET)
+
+
+def test_subnet_that_the_kernel_made_is_looked_for_once(world: World) -> None:
+    assert world.apply(["192.0.2.1/24", "192.0.2.2/24"], [SUBNET, GATEWAY]) == ["+192.0.2.2"]
+    world.kernel.routes.pop(route_key(SUBNET))
+    assert world.apply(["192.0.2.1/24", "192.0.2.2/24"], [SUBNET, GATEWAY]) == []
+    assert not world.has(SUBNET)
+
+
+def test_found_routes_that_go_along_with_an_address_are_made_again(world: World) -> None:
+    """As the default route of a namespace that had one already."""
+    world.own.found, world.own.routes = {route_key(GATEWAY)}, {}
+    assert world.apply(["192.0.2.2/24"], [GATEWAY]) == [
+        "-192.0.2.1", "+192.0.2.2", "+via 192.0.2.254",
+    ]  # fmt: skip
+    assert list(world.own.routes.values()) == [GATEWAY] and not world.own.found
+
+
+def test_address_without_a_route_to_its_subnet(world: World) -> None:
+    world.own.found = {route_key(SUBNET)}
+    world.kernel.without_subnets = True
+    log = world.apply(["192.0.2.2/24"], [SUBNET, GATEWAY])
+    assert log == ["-192.0.2.1", "+192.0.2.2", "+route", "+via 192.0.2.254"]
+
+
 def test_routes_in_any_order_of_dependence() -> None:
     world = World()
     first = route("203.0.113.0/24", TAP, "192.0.2.254")
@@ -237,6 +274,7 @@ def test_refusals_are_told_and_the_rest_goes_on(
 
 def test_record_of_the_start() -> None:
     body = address("192.0.2.1", 24, index=TAP)
-    own = own_of(V4, [body, b"short"], [GATEWAY, b"short"])
+    own = own_of(V4, [body, b"short"], [GATEWAY, b"short"], [SUBNET, b"short"])
     assert list(own.addresses) == [(pack_ip("192.0.2.1"), 24)]
     assert list(own.routes.values()) == [GATEWAY]
+    assert own.found == {route_key(SUBNET)}

@@ -19,7 +19,7 @@ from passt.kernel.netlink.attributes import parse
 from passt.kernel.netlink.records import parse_address
 from passt.kernel.netlink.template import Source
 from passt.kernel.netlink.worker import FamilyPlan
-from tests.unit.netlink_bytes import KERNEL, LINK_SCOPE, address, attr, hop, pack_ip, route, u32
+from tests.unit.netlink_bytes import address, attr, hop, pack_ip, route, u32
 
 HOST, TAP = 3, 2
 KINDS = (
@@ -237,14 +237,6 @@ def test_requests_are_compared_by_what_they_say() -> None:
     assert not difference.same_route(plain, plain + b"\x03\0\0\0")
 
 
-def test_subnets_of_addresses_are_left_to_the_kernel() -> None:
-    subnet = route("192.0.2.0/24", TAP, protocol=KERNEL, scope=LINK_SCOPE)
-    default = route(index=TAP, gateway="192.0.2.1")
-    wanted = {difference.route_key(body): body for body in (subnet, default)}
-    assert list(difference.without_connected(wanted, [subnet]).values()) == [default]
-    assert difference.without_connected(wanted, [default]) == wanted
-
-
 # Events.
 
 
@@ -291,8 +283,6 @@ def test_any_bytes(body: bytes, kind: int) -> None:
     keys = difference.keys_of([body, body])
     assert len(keys) <= 1
     assert difference.same_route(body, body) or not keys
-    wanted = dict.fromkeys(keys, body)
-    assert difference.without_connected(wanted, wanted.values()) in ({}, wanted)
 
 
 def test_nonsense_is_a_change() -> None:
