@@ -337,9 +337,11 @@ def _udp(sport: int, dport: int, payload: bytes) -> bytes:
 def check_reply4(reply: bytes, request: bytes, must: list[Option], told: dict[int, bytes]) -> None:
     """The answer to ``request`` that has ``must`` to say, and of ``told`` what fits."""
     assert 300 <= len(reply) <= 548, "size of a message"
-    given = bytes(4) if must[0] == (53, NAK) else GUEST4
+    refused = must[0] == (53, NAK)
+    # Who is refused is told of no address, its own included (RFC 2131 table 3).
+    addresses = bytes(8) if refused else request[12:16] + GUEST4
     expected = (
-        b"\2" + request[1:3] + b"\0" + request[4:8] + b"\0\0" + request[10:16] + given + bytes(4)
+        b"\2" + request[1:3] + b"\0" + request[4:8] + b"\0\0" + request[10:12] + addresses + bytes(4)
         + request[24:44] + bytes(192) + request[236:240]
     )  # fmt: skip
     assert reply[:240] == expected
@@ -360,7 +362,7 @@ def check_reply4(reply: bytes, request: bytes, must: list[Option], told: dict[in
     wanted = dict(options4(request[240:]) or ()).get(55, b"")
     order = [*wanted] if 53 in wanted else [53, *wanted]
     firsts = [code for code in dict.fromkeys(order) if code in dict(listed)]
-    if must[0] == (53, NAK):
+    if refused:
         # There is nothing to choose from.
         firsts = [53, 54]
     assert [code for code, _ in listed][: len(firsts)] == firsts, "not in the order asked for"
