@@ -341,8 +341,8 @@ def check_reply4(reply: bytes, request: bytes, must: list[Option], told: dict[in
     # Who is refused is told of no address, its own included (RFC 2131 table 3).
     addresses = bytes(8) if refused else request[12:16] + GUEST4
     expected = (
-        b"\2" + request[1:3] + b"\0" + request[4:8] + b"\0\0" + request[10:12] + addresses + bytes(4)
-        + request[24:44] + bytes(192) + request[236:240]
+        b"\2" + request[1:3] + b"\0" + request[4:8] + b"\0\0" + request[10:12] + addresses
+        + bytes(4) + request[24:44] + bytes(192) + request[236:240]
     )  # fmt: skip
     assert reply[:240] == expected
     area = reply[240:]

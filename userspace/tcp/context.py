@@ -14,6 +14,7 @@ from passt.userspace.tcp.const import (
     LAZY_DISCARD,
     LAZY_DISCARD_RCVBUF,
     MAX_RETRIES,
+    MAX_SCALE,
     MAX_WINDOW,
     OFFERS,
     TAP_QUEUE_FRAMES,
@@ -124,10 +125,6 @@ class Context:
         """Seconds to wait for an answer to a handshake segment sent ``retries`` times before."""
         return min(float(1 << max(retries - self._syn_linear, 0)), self.rto_max)
 
-    def peer_scale(self, sock: socket.socket) -> int:
-        """The window scale that the peer of a connected socket announced."""
-        return tcpinfo.split_scales(tcpinfo.read(sock)[2])[0]
-
     def template(self, flow: FlowBase) -> Template:
         """Frame template of ``flow``; its IPv6 label is stable and never 0."""
         return Template(
@@ -205,6 +202,11 @@ class Context:
         self.budget.hold(-flow.holds())
         self.uploading.discard(flow)
         self.table.remove(flow)
+
+
+def peer_scale(info: tcpinfo.Info) -> int:
+    """The window scale to use: the one that the peer announced, as far as we go along."""
+    return min(MAX_SCALE, tcpinfo.split_scales(info[2])[0])
 
 
 def _nothing() -> None:

@@ -23,6 +23,9 @@ import errno
 import os
 
 from passt.syscalls import bare_socket as socket
+from passt.syscalls import tcpinfo
+from passt.userspace.flow.nat import unmap
+from passt.userspace.flow.sockname import packed
 from passt.userspace.loop import (
     EPOLLERR,
     EPOLLHUP,
@@ -43,7 +46,6 @@ from passt.userspace.tcp.const import (
     LAZY_DISCARDS,
     MASK,
     MAX_RETRIES,
-    MAX_SCALE,
     MIN_MSS,
     RST,
     RTO_AFTER_SYN_RETRY,
@@ -51,8 +53,13 @@ from passt.userspace.tcp.const import (
     SYN_RCVD,
     SYN_SENT,
 )
+from passt.userspace.tcp.context import peer_scale
 from passt.userspace.tcp.fromguest import FromGuest
 from passt.userspace.wire.tcp_options import parse_options, syn_options
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from passt.syscalls.tcpinfo import Info
 
 _NEVER = float("inf")
 
@@ -77,30 +84,37 @@ class TcpFlow(FromGuest):
     def connected(self) -> None:
         """The socket is connected: answer the guest's SYN."""
         try:
-            self.peer_local = self.sock.getsockname()[0] == self.sock.getpeername()[0]
-            if self.scaling:
-                self.our_scale = min(MAX_SCALE, self.ctx.peer_scale(self.sock))
+            if not self.peer_local:
+                self.peer_local = self.sock.getsockname()[0] == self.sock.getpeername()[0]
+            info = tcpinfo.read(self.sock)
             mss = self.ctx.announced_mss(self)
         except OSError as error:
             self.reset(f"connected: {error.strerror}")
             return
+        if self.scaling:
+            self.our_scale = peer_scale(info)
         self.segment_size = min(mss, max(self.guest_mss, MIN_MSS))
         self.state = SYN_RCVD
-        self._send_syn()
+        self._send_syn(info)
 
-    def offer(self) -> None:
-        """A connection was accepted on the host: send the guest a SYN."""
+    def offer(self, peer: bytes) -> None:
+        """A connection of ``peer`` was accepted on the host: send the guest a SYN."""
         self.state = SYN_SENT
         try:
-            self.peer_local = self.sock.getsockname()[0] == self.sock.getpeername()[0]
-            self.our_scale = min(MAX_SCALE, self.ctx.peer_scale(self.sock))
+            if not self.peer_local:
+                self.peer_local = unmap(packed(self.sock.getsockname())) == peer
+            info = tcpinfo.read(self.sock)
         except OSError as error:
             self.reset(f"accepted: {error.strerror}")
             return
-        self._send_syn()
+        self.our_scale = peer_scale(info)
+        self._send_syn(info)
 
-    def _send_syn(self) -> None:
-        """Send our SYN or SYN|ACK, the same each time, and wait for the answer."""
+    def _send_syn(self, info: Info | None = None) -> None:
+        """Send our SYN or SYN|ACK, the same each time, and wait for the answer.
+
+        ``info`` is what the kernel just said of the socket, if it was asked.
+        """
         scale: int | None = self.our_scale
         sack = True
         if self.state == SYN_RCVD:
@@ -113,19 +127,21 @@ class TcpFlow(FromGuest):
             self.reset(f"handshake: {error.strerror}")
             return
         self.snd_nxt = isn = self.snd_una
-        self._handshake_window()
+        self._handshake_window(info)
+        if self.state == CLOSED:
+            return
         flags = SYN | ACK if self.state == SYN_RCVD else SYN
         self.send_control(flags, syn_options(mss, scale, sack))
         self.snd_nxt = self.snd_max = isn + 1
         self.head = isn + 1
         self.arm_handshake()
 
-    def _handshake_window(self) -> None:
+    def _handshake_window(self, info: Info | None) -> None:
         """Offer an initial window: unscaled in a SYN (RFC 7323, 2.2)."""
         scale, self.our_scale = self.our_scale, 0
-        self.refresh()
+        self.refresh(info)
         self.our_scale = scale
-        self.ack_all = False
+        self.ack_all = self.peer_local
 
     def arm_handshake(self) -> None:
         """Time-out of the handshake's current try: linear first, then doubling."""
@@ -143,7 +159,6 @@ class TcpFlow(FromGuest):
         # What a SYN said was not scaled; from now on the field is.
         self.window_field = self._field(self.ack, self.rcv_edge)
         self._seek(self.head)
-        self.readable = True
         self.touch()
 
     # Segments.
@@ -352,6 +367,9 @@ class TcpFlow(FromGuest):
             return
         if events & EPOLLRDHUP:
             self.eof = self.drain = True
+        if events & (EPOLLIN | EPOLLRDHUP):
+            # For later: there will be no other event for it.
+            self.readable = True
         if self.state == CONNECTING and events & EPOLLOUT:
             self.connected()
 

@@ -40,6 +40,10 @@ from passt.userspace.tcp.toguest import ToGuest
 from passt.userspace.tcp.window import room, usable
 from passt.userspace.wire.tcp_options import MAX_SACK_BLOCKS, sack_option
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from passt.syscalls.tcpinfo import Info
+
 _NOSIGNAL = int(socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
 _NEVER = float("inf")
 #: Index of that field in what :func:`tcpinfo.read` returns.
@@ -204,17 +208,20 @@ class FromGuest(ToGuest):
         self.ack = ack
         self.window_field = self._field(ack, self.rcv_edge)
 
-    def refresh(self) -> None:
-        """Ask the kernel what the peer has, and compute acknowledgement and window."""
+    def refresh(self, info: Info | None = None) -> None:
+        """Ask the kernel what the peer has, and compute acknowledgement and window.
+
+        ``info`` is what it just said, of a connection on which nothing was sent yet.
+        """
         sock = self.sock
         ctx = self.ctx
         features = ctx.features
         try:
             (
                 _, _, _, _, last_sent_ms, rtt, acked, min_rtt, rate, peer_window,
-            ) = tcpinfo.read(sock)  # fmt: skip
+            ) = info or tcpinfo.read(sock)  # fmt: skip
             memory = tcpinfo.meminfo(sock)
-            outstanding = tcpinfo.outq(self.fd)
+            outstanding = 0 if info else tcpinfo.outq(self.fd)
             if memory is None:
                 sndbuf = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
                 space = max(usable(sndbuf) - outstanding, 0)
@@ -323,6 +330,9 @@ class FromGuest(ToGuest):
 
     def _tell(self, *, forced: bool) -> None:
         """Send what changed; look again while the peer lags or the window is next to nothing."""
+        if self.shut:
+            self._tell_end(forced=forced)
+            return
         self.refresh()
         if self.state != ESTABLISHED:
             return
@@ -344,3 +354,12 @@ class FromGuest(ToGuest):
             self.ctx.loop.modify(self.fd, FLOW_EVENTS)
         self.arm_ack(self.ctx.loop.now + self.ack_wait)
         self.ack_wait = min(self.ack_wait * 2, RECHECK_MAX)
+
+    def _tell_end(self, *, forced: bool) -> None:
+        """Acknowledge all that the guest had to send: no window matters any more."""
+        self.watching = False
+        self.ack = ack = self.rcv_nxt
+        self.window_field = self._field(ack, self.rcv_edge)
+        if forced or ack != self.told_ack:
+            self.send_ack()
+        self.unacked = 0

@@ -138,6 +138,7 @@ class Tcp:
         flow.rcv_nxt = flow.ack = flow.told_ack = flow.rcv_edge = seq + 1
         # The kernel counts our SYN in its bytes acknowledged.
         flow.ack_base = seq
+        flow.peer_local = addresses.is_loopback(host)
         if not ctx.add(flow):
             sock.close()
             drops.bump(drops.NO_FLOW)
@@ -248,6 +249,7 @@ class Tcp:
             refuse(sock)
             return True
         flow = TcpFlow(ctx, key, seen, source_port, target, guest_port, sock, inbound=True)
+        flow.peer_local = addresses.is_loopback(source)
         if not ctx.add(flow):
             refuse(sock)
             return False
@@ -260,7 +262,7 @@ class Tcp:
             return True
         if log.debug_on:
             log.debug("%s: new, from %s", flow, addresses.endpoint(source, source_port))
-        flow.offer()
+        flow.offer(source)
         return True
 
     # Upkeep.

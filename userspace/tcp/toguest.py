@@ -37,6 +37,8 @@ _PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
 _DISCARD = int(socket.MSG_TRUNC | socket.MSG_DONTWAIT)
 _SOL_SOCKET = int(socket.SOL_SOCKET)
 _NEVER = float("inf")
+#: Instead of a sequence number: nobody asked yet.
+_UNKNOWN = -2
 
 #: Duplicate ACKs that signal a loss (RFC 5681, 3.2).
 _DUP_ACKS = 3
@@ -76,8 +78,7 @@ class ToGuest(FlowBase):
             window = self.cwnd
         limit = una + window
         budget = PUMP_FRAMES
-        # Without superframes a frame does not tell by its size that it is the last one.
-        last = -1 if largest > mss else nxt + self._waiting(nxt)
+        last = -1 if largest > mss else _UNKNOWN
         while nxt != self.fin_seq:
             room = limit - nxt
             want = largest
@@ -111,6 +112,9 @@ class ToGuest(FlowBase):
                 break
             short = count < want
             budget -= 1
+            if last == _UNKNOWN and not short:
+                # Without superframes a full frame does not tell that it is the last one.
+                last = nxt + self._waiting(nxt)
             # The push flag ends what is handed over at once: some guests wait for it.
             push = short or count > mss or not budget or nxt + count in (limit, last)
             if not template.data(
