@@ -52,12 +52,20 @@ class ProbeError(Exception):
 
 
 def probe(maps: MapSet) -> None:
-    """Raise ProbeError if data forwarded by ``maps`` does not arrive as it should."""
+    """Raise ProbeError if data forwarded by ``maps`` does not arrive as it should.
+
+    Whatever goes wrong is a reason not to use them: maps that an administrator prepared may be
+    changed, or filled with nonsense, at the same time.
+    """
     try:
         with Rig(maps) as rig:
             rig.run()
+    except ProbeError:
+        raise
     except OSError as error:
         raise ProbeError(f"{type(error).__name__}: {error.strerror or 'timed out'}") from None
+    except Exception as error:
+        raise ProbeError(f"{type(error).__name__}: {error}") from None
 
 
 class Rig:
@@ -187,7 +195,10 @@ class Rig:
             while len(got) < len(data):
                 if not poll.poll(_PATIENCE):
                     raise ProbeError(f"{what} missing")
-                got += self.server.recv(len(data) - len(got))
+                more = self.server.recv(len(data) - len(got))
+                if not more:
+                    raise ProbeError(f"end of file before {what}")
+                got += more
         if got != data:
             raise ProbeError(f"{what} damaged")
 

@@ -105,6 +105,16 @@ def test_probe_finds_fault(result: int, finding: str, monkeypatch: pytest.Monkey
     made.close()
 
 
+def test_probe_of_maps_with_nonsense(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers that no program writes are a reason not to use the maps, not to end."""
+    made, _ = acquire.acquire(compile_first=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(made, "counts", [(1 << 64) - 1] * len(made.counts))
+        with pytest.raises(probe.ProbeError, match="ValueError"):
+            probe.probe(made)
+    made.close()
+
+
 def test_probe_passes_again_and_again() -> None:
     made, how = acquire.acquire(compile_first=False)
     assert how == "own maps, program as shipped"
