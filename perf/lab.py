@@ -49,7 +49,9 @@ class Lab:
         self._networks: dict[tuple[int, float], Topology] = {}
         self._stack = ExitStack()
         self._sets = False
+        #: By source; and that of this interpreter, of which there may be a copy to make.
         self._programs: dict[str, Program] = {}
+        self._installed: Program | None = None
 
     def __enter__(self) -> Lab:
         try:
@@ -115,7 +117,9 @@ class Lab:
 
     def installed(self) -> Program:
         """Our pasta as installed with this interpreter, or what PASTA_UNDER_TEST says."""
-        return Program.from_environment(self.folder, self.user)
+        if self._installed is None:
+            self._installed = Program.from_environment(self.folder, self.user)
+        return self._installed
 
     def program(self, source: str) -> Program:
         """The pasta of another source: a folder with a tree, or a revision of this repository.

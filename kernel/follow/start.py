@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 #: Milliseconds after the start of a command before there is anything to do: many end sooner.
 _PATIENCE = 250
 
+#: What the follower does has time, and connections go on meanwhile: see nice(2).
+_NICE = 10
+
 #: Quality of a template, see :mod:`passt.kernel.follow.settle`.
 NOTHING, LOCAL, WORLD = range(3)
 
@@ -203,6 +206,7 @@ def _run(sock: socket.socket, task: Task, null: int) -> None:
     try:
         # Signals of the terminal are for the program; its end is ours.
         os.setsid()
+        os.nice(_NICE)
         silence_standard(null)
         close_from(3, (sock.fileno(), task.netns))
         (ifindex, families), record = channel.receive(sock)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 
 from perf.cases import CASES, SETS, CaseError, choose, datagram, stream
 from perf.cases.exchange import sockperf_percentiles
 from perf.facts import offloads, processor
-from perf.lab import netem_words, wire_words
+from perf.lab import Lab, netem_words, wire_words
 from perf.loads import exchange
 from perf.metrics import METRICS
 from perf.sampling import perf_value, strace_total
 from perf.subjects import SubjectError, split
+from tests.system.kit.pasta import Program
+from tests.system.kit.users import User
 
 # -- readers --------------------------------------------------------------------------------------
 
@@ -125,3 +129,18 @@ def test_subjects() -> None:
         split("a=")
     with pytest.raises(SubjectError, match="No closing quotation"):
         split("a='")
+
+
+def test_one_copy_serves_all_subjects(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the ordinary user cannot reach the package, "ours" and "ebpf" run the same copy."""
+    made = []
+
+    def install(_folder: str, _user: object) -> Program:
+        made.append(Program(["/copy/of/pasta"]))
+        return made[-1]
+
+    monkeypatch.setattr(Program, "from_environment", install)
+    lab = Lab()
+    lab.folder, lab.user = "/nowhere", cast(User, object())
+    assert lab.installed() is lab.installed() is made[0]
+    assert len(made) == 1
