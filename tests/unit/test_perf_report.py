@@ -7,6 +7,9 @@ import html.parser
 import os
 import pathlib
 import re
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -179,3 +182,15 @@ def test_commands(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) ->
     out, err = capsys.readouterr()
     assert "×1.00" in out
     assert "perf: nothing to do" in err
+
+
+def test_reader_that_has_enough() -> None:
+    """As in ``python -m perf list | head``: no traceback."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "perf", "list"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 128 + signal.SIGPIPE
