@@ -13,7 +13,7 @@ pytestmark = pytest.mark.system
 
 FOLDER = Path(__file__).parents[3] / "kernel" / "lsm" / "selinux"
 PROGRAMS = {"passt": "passt", "pasta": "pasta", "pesto": "pesto", "passt_repair": "passt-repair"}
-MODULES = (*PROGRAMS, "passt_userns")
+MODULES = (*PROGRAMS, "passt_userns", "pasta_accel")
 
 
 @pytest.fixture(scope="module", autouse=True)
