@@ -56,11 +56,15 @@ def prepare(sock: socket.socket) -> socket.socket:
 def answer(sock: socket.socket) -> None:
     """Learn the size of the messages on a connection, and send each one back."""
     head = bytearray(4)
-    if not read(sock, head):
+    try:
+        if not read(sock, head):
+            return
+        buffer = bytearray(int.from_bytes(head, "big"))
+        while read(sock, buffer):
+            sock.sendall(buffer)
+    except ConnectionError:
+        # The program in between ended first, as it may once the asking side has finished.
         return
-    buffer = bytearray(int.from_bytes(head, "big"))
-    while read(sock, buffer):
-        sock.sendall(buffer)
 
 
 def serve(address: str, port: int) -> None:

@@ -31,10 +31,16 @@ def serve(address: str, port: int) -> None:
                 sock, _ = listener.accept()
                 held[sock.fileno()] = sock
                 poll.register(sock, select.EPOLLIN)
-            elif not held[fd].recv(1):
+            elif not answer(held[fd]):
                 held.pop(fd).close()
-            else:
-                held[fd].send(b"y")
+
+
+def answer(sock: socket.socket) -> bool:
+    """Answer a byte with another; False if the connection has ended, in whichever way."""
+    try:
+        return bool(sock.recv(1)) and sock.send(b"y") == 1
+    except OSError:
+        return False
 
 
 def hold(address: str, port: int, count: int) -> None:
