@@ -191,6 +191,7 @@ class Engine:
         offloads = tap.offloads
         link = TapLink(
             tap.fd,
+            self.loop,
             vnet_hdr=tap.vnet_header,
             gso_tcp4=bool(offloads & TUN_F_TSO4),
             gso_tcp6=bool(offloads & TUN_F_TSO6),

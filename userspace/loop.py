@@ -76,6 +76,7 @@ class Loop:
         "_timers",
         "load",
         "now",
+        "slept",
     )
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
@@ -97,6 +98,8 @@ class Loop:
         self.now = clock()
         #: Descriptors that were ready in this round: how long others have to wait for theirs.
         self.load = 0
+        #: Seconds for which this round waited for them, a system call's time included.
+        self.slept = 0.0
 
     def fileno(self) -> int:
         """Descriptor of the epoll instance."""
@@ -162,10 +165,11 @@ class Loop:
         """Wait for events (at most ``longest`` seconds if not negative), then serve them."""
         timers = self._timers
         timeout = longest
+        before = self._clock()
         if self._again:
             timeout = 0.0
         elif timers:
-            timeout = timers[0][0] - self._clock()
+            timeout = timers[0][0] - before
             if timeout < 0.0:
                 timeout = 0.0
             if 0.0 <= longest < timeout:
@@ -173,6 +177,7 @@ class Loop:
         ready = self._epoll.poll(timeout, MAX_EVENTS)
         self.load = len(ready)
         self.now = now = self._clock()
+        self.slept = now - before
         if self._again:
             waiting = self._again
             self._again = []

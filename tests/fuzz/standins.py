@@ -46,6 +46,9 @@ class SocketTap(TapLink):
     Looks like :class:`tests.unit.fakes.FakeLink` to the world.
     """
 
+    #: As of a loop that never sleeps: whatever waits is read.
+    slept = 0.0
+
     def __init__(self, *, gso: bool) -> None:
         self._near, self._far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for sock in (self._near, self._far):
@@ -53,6 +56,7 @@ class SocketTap(TapLink):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         super().__init__(
             self._near.fileno(),
+            self,
             vnet_hdr=True,
             gso_tcp4=gso,
             gso_tcp6=gso,

@@ -175,3 +175,12 @@ def test_waiting_ends_at_the_first_timer(loop: Loop, clock: Clock) -> None:
     loop.round()  # overdue: does not sleep
     loop.call_at(clock.now + 1000, lambda: None)
     loop.round(0.0)  # bounded by the caller
+
+
+def test_sleep_is_told_from_work() -> None:
+    """Time goes by between rounds as well, but that is no time without anything to do."""
+    loop = Loop(iter([100.0, 200.0, 200.5, 300.0, 300.0]).__next__)
+    loop.round(0.0)
+    assert (loop.slept, loop.now) == (0.5, 200.5)
+    loop.round(0.0)
+    assert (loop.slept, loop.now) == (0.0, 300.0)

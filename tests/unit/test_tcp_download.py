@@ -6,6 +6,7 @@ import socket
 
 import pytest
 
+from passt.userspace.tcp import toguest
 from passt.userspace.tcp.const import MAX_WINDOW, PUMP_FRAMES
 from tests.unit.tcp_kit import (
     ACK,
@@ -120,6 +121,20 @@ def test_work_per_wake_up_is_bounded() -> None:
         assert len(host.link.sent) <= PUMP_FRAMES
         host.turn(10)
         assert stream_of(connection.guest.take()) == TEXT
+
+
+def test_large_frames_are_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Acknowledgements are read in between: what is not discarded has to be passed over."""
+    monkeypatch.setattr(toguest, "PUMP_BYTES", 29200)
+    with Host(gso=True) as host:
+        connection = outbound(host, scale=7, window=0x4000)
+        connection.flow.template.max_payload = 14600
+        connection.peer.sendall(TEXT)
+        host.turn(1)
+        first = stream_of(connection.guest.take())
+        assert 0 < len(first) <= 29200
+        host.turn(10)
+        assert first + stream_of(connection.guest.take()) == TEXT
 
 
 def test_last_small_piece_is_not_held_back() -> None:

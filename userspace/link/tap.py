@@ -7,9 +7,11 @@ take the same from us: the cost of translation is per system call, so this is wh
 fast.  A kernel without it still works: then headers of the same size are kept in front of
 frames, and checksums are completed here.
 
-The device is level-triggered and read in bounded batches.  A frame that arrives alone, some
-time after the one before, is taken as request/response traffic: reading again only to be
-told EAGAIN would delay the answer, so the next wait for events settles that question.
+The device is level-triggered and read in bounded batches.  A frame for which the loop has waited
+asleep has come alone a moment ago, as in request/response traffic: reading again only to be told
+EAGAIN would delay the answer, so the next wait for events settles that question.  What has come
+while there was other work to do is read as a whole, acknowledgements above all: were they read
+one by one, and each had a costly consequence, their queue would never become shorter.
 """
 
 from __future__ import annotations
@@ -17,7 +19,6 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from time import monotonic
 
 from passt.syscalls.mmsg import anonymous
 from passt.userspace.link.base import GSO_NONE, MAX_FRAME, Link
@@ -27,6 +28,13 @@ from passt.userspace.wire.checksum import complete
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Protocol
+
+    class Sleeper(Protocol):
+        """What waits for events: :class:`passt.userspace.loop.Loop`, or a stand-in."""
+
+        slept: float
+
 
 #: Frames per batch; at 64 KiB each this bounds a batch to 4 MiB.
 BATCH = 64
@@ -40,8 +48,9 @@ _NEEDS_CSUM = 1
 #: All but the first are for frames that are held until the batch ends, and take no memory before.
 _SLOT = 65536 + 128
 
-#: Seconds between wake-ups above which a frame is taken to come alone.
-_LULL = 60e-6
+#: Seconds of sleep after which a frame is taken to come alone; epoll_wait(2) takes some 2e-6 if
+#: there is nothing to wait for.
+_LULL = 10e-6
 
 #: Errors of a write that cost this frame only: queue full, or interface down.
 _TRANSIENT = frozenset(
@@ -50,7 +59,7 @@ _TRANSIENT = frozenset(
 
 
 class TapLink(Link):
-    """A :class:`Link` over an open tap descriptor.
+    """A :class:`Link` over an open tap descriptor, whose events are those of ``loop``.
 
     ``vnet_hdr`` tells whether the device was attached with IFF_VNET_HDR; ``tso4``, ``tso6``
     and ``uso`` which superframes it takes from us.  ``on_dead(reason)`` is called once when
@@ -62,6 +71,7 @@ class TapLink(Link):
     def __init__(
         self,
         fd: int,
+        loop: Sleeper,
         *,
         vnet_hdr: bool,
         gso_tcp4: bool,
@@ -71,6 +81,7 @@ class TapLink(Link):
     ) -> None:
         super().__init__()
         self._fd = fd
+        self._loop = loop
         self._vnet_hdr = vnet_hdr
         self._skip = 0 if vnet_hdr else VNET_HDR_LEN
         self.gso_tcp4 = vnet_hdr and gso_tcp4
@@ -83,7 +94,6 @@ class TapLink(Link):
         self._slots = slots
         #: One single-element vector per slot, made once for readv().
         self._vectors = [[slot[self._skip :]] for slot in slots]
-        self._last_read = 0.0
 
     def fileno(self) -> int:
         """The tap descriptor."""
@@ -112,9 +122,7 @@ class TapLink(Link):
         vectors = self._vectors
         receiver = self.receiver
         skip = self._skip
-        now = monotonic()
-        single = now - self._last_read > _LULL
-        self._last_read = now
+        single = self._loop.slept > _LULL
         held = 0
         count = 0
         while count < BATCH:

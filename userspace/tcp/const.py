@@ -59,8 +59,11 @@ LAZY_DISCARD_RCVBUF = 65536
 #: Seconds over which flows that the guest sends on are counted.
 UPLOAD_COUNT_INTERVAL = 1.0
 
-#: Superframes sent to the guest per flow and wake-up.
+#: What is sent to the guest per flow and wake-up, in frames, and in bytes.  The guest's kernel
+#: acknowledges at once, and the sooner that is read the less is there to be passed over in the next
+#: peek: the queue is gone through piece by piece, of which there are thousands after a loss.
 PUMP_FRAMES = 16
+PUMP_BYTES = 1 << 18
 
 LISTEN_BACKLOG = 128
 #: Accepted connections that the guest has not answered.

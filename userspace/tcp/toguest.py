@@ -28,6 +28,7 @@ from passt.userspace.tcp.const import (
     INITIAL_RTO,
     MAX_WINDOW,
     PSH,
+    PUMP_BYTES,
     PUMP_FRAMES,
     RTO_AFTER_SYN_RETRY,
 )
@@ -77,7 +78,7 @@ class ToGuest(FlowBase):
         if window > self.cwnd:
             window = self.cwnd
         limit = una + window
-        budget = PUMP_FRAMES
+        budget = min(PUMP_FRAMES, PUMP_BYTES // largest)
         last = -1 if largest > mss else _UNKNOWN
         while nxt != self.fin_seq:
             room = limit - nxt
