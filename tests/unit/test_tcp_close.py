@@ -228,6 +228,19 @@ def test_inquiry_failing(monkeypatch: pytest.MonkeyPatch) -> None:
         assert was_reset(peer)
 
 
+def test_inquiry_failing_in_the_handshake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reset, and no SYN|ACK of a connection that is gone behind it."""
+
+    def failing(_: socket.socket) -> None:
+        raise OSError(107, "Transport endpoint is not connected")
+
+    monkeypatch.setattr("passt.syscalls.tcpinfo.meminfo", failing)
+    with Host() as host:
+        guest = Guest(host, host.listener().getsockname()[1])
+        assert [reply.flags for reply in guest.ask(SYN, options=guest.options)] == [RST | ACK]
+        assert host.table.count == 0
+
+
 @pytest.mark.parametrize("call", ["send", "shutdown", "recv_into"])
 def test_socket_calls_failing(call: str) -> None:
     class Broken:
