@@ -353,3 +353,18 @@ def test_lost_last_segment_of_the_handshake() -> None:
         assert host.flow.state == ESTABLISHED
         host.advance(20)
         assert guest.take() == []
+
+
+def test_server_that_speaks_before_the_handshake_is_complete() -> None:
+    """Its event comes once, and early; the data wait for the guest's last segment."""
+    with Host() as host:
+        listener = host.listener()
+        guest = Guest(host, listener.getsockname()[1])
+        (reply,) = guest.ask(SYN, options=guest.options)
+        peer = host.accept(listener)
+        peer.sendall(b"220 ready")
+        host.turn(3)
+        assert guest.take() == []
+        guest.ack = reply.next_seq
+        (greeting,) = guest.send(ACK)
+        assert greeting.payload == b"220 ready"
