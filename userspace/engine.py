@@ -14,6 +14,7 @@ from passt.kernel.nsthread import NsThread
 from passt.syscalls import bare_socket as socket
 from passt.syscalls.tun import TUN_F_TSO4, TUN_F_TSO6, TUN_F_USO4, TUN_F_USO6, set_persist
 from passt.userspace import log
+from passt.userspace.config.table import PASST
 from passt.userspace.flow.budget import of_process
 from passt.userspace.flow.nat import Nat
 from passt.userspace.flow.rules import SPLICE
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from passt.userspace.forward.binding import Owner
     from passt.userspace.forward.forwarder import Forwarder
     from passt.userspace.link.base import Link
+    from passt.userspace.link.guest import Guest
     from passt.userspace.multicast.translator import Multicast
     from passt.userspace.services.neighbours import Neighbours
 
@@ -53,6 +55,8 @@ def preload(config: Config) -> None:
     """Import what assembly will need for ``config``, at a time when there is a wait anyway."""
     if config.splice_only:
         return
+    if config.mode == PASST:
+        import passt.userspace.link.guest
     if config.follow:
         import passt.userspace.following
     later = config.follow and not config.config_net
@@ -79,11 +83,13 @@ class Engine:
         forwarder: Forwarder,
         control: socket.socket | None,
         maps: MapSet | None = None,
+        guest: socket.socket | None = None,
     ) -> None:
         """Assemble the parts; sockets of rules start to listen.
 
-        ``tap`` is ``None`` with ``--splice-only``; ``control`` is the bound socket for pesto;
-        with ``maps`` spliced connections are accelerated.
+        ``tap`` is ``None`` with ``--splice-only``, and in passt mode, where ``guest`` is the socket
+        to wait for the guest on, or that of its connection; ``control`` is the bound socket for
+        pesto; with ``maps`` spliced connections are accelerated.
         OSError if epoll refuses, ForwardError if a socket cannot listen.
         """
         self.config = config
@@ -93,28 +99,35 @@ class Engine:
         self.nat = nat = Nat(config)
         self.table = table = FlowTable(MAX_FLOWS, of_process(config.max_memory))
         table.limit_descriptors(resource.getrlimit(resource.RLIMIT_NOFILE)[0], count_open())
-        #: To be started in the namespace after the last fork.
-        self.nsthread = nsthread = NsThread()
-        loop.add(nsthread.fileno(), EPOLLIN, nsthread.on_event)
+        #: To be started in the namespace, if there is one, after the last fork.
+        self.nsthread: NsThread | None = None
+        self._splice: SpliceTcp | None = None
+        self._guest: Guest | None = None
         ifindex = 0 if tap is None else tap.ifindex
-        self._splice = SpliceTcp(config, nat, loop, table, nsthread, ifindex, maps)
-        link: Link = NullLink() if tap is None else self._tap_link(tap)
-        neighbours = self._neighbours(link) if tap is not None else None
-        groups = self._multicast(link, ifindex) if tap is not None else None
-        udp: Udp | None = groups
-        if udp is None and config.udp:
-            udp = Udp(config, nat, loop, link, table, nsthread, ifindex)
-        tcp = None
+        if guest is None:
+            self.nsthread = nsthread = NsThread()
+            loop.add(nsthread.fileno(), EPOLLIN, nsthread.on_event)
+            self._splice = SpliceTcp(config, nat, loop, table, nsthread, ifindex, maps)
+            forwarder.use(SPLICE, nsthread)
+        link = self._make_link(tap, guest)
+        udp: Udp | None = None
+        tcp: Tcp | None = None
         self.stack: Stack | None = None
-        if tap is not None:
+        if isinstance(link, NullLink):
+            if config.udp:
+                udp = Udp(config, nat, loop, link, table, self.nsthread)
+        else:
+            neighbours = self._neighbours(link)
+            udp = groups = self._multicast(link, ifindex)
+            if udp is None and config.udp:
+                udp = Udp(config, nat, loop, link, table, self.nsthread, ifindex)
             tcp = Tcp(Context(config, nat, loop, link, table)) if config.tcp else None
             icmp = Icmp(config, nat, loop, link, table) if config.icmp else None
             services = Services(config, nat, link, loop, neighbours)
             self.stack = Stack(config, nat, link, tcp, udp, icmp, services, groups)
         if config.stats_interval:
-            statistics = Statistics(
-                config.stats_interval, loop, link, table, self._splice.accelerator
-            )
+            accelerator = self._splice.accelerator if self._splice is not None else None
+            statistics = Statistics(config.stats_interval, loop, link, table, accelerator)
             loop.every_round(statistics.tick)
         owners: dict[int, Owner] = {}
         if config.tcp:
@@ -122,7 +135,8 @@ class Engine:
         if udp is not None:
             owners[socket.IPPROTO_UDP] = udp
         forwarder.attach(loop, owners)
-        forwarder.use(SPLICE, nsthread)
+        if self._guest is not None and guest is not None and self.stack is not None:
+            self._guest.start(guest, self.stack.announce)
         self._control = None
         if control is not None:
             from passt.userspace.control.server import ControlServer
@@ -132,7 +146,7 @@ class Engine:
 
     def close(self) -> None:
         """Bring the capture to disk, and tell what there is to tell."""
-        accelerator = self._splice.accelerator
+        accelerator = self._splice.accelerator if self._splice is not None else None
         if accelerator is not None:
             log.info("%s", accelerator.summary())
             accelerator.close()
@@ -186,6 +200,22 @@ class Engine:
         surroundings = config, self.nat, self.loop, link, self.table
         return Multicast(*surroundings, self.nsthread, ifindex, places(config))
 
+    def _make_link(self, tap: Tap | None, guest: socket.socket | None) -> Link:
+        """What carries frames, and the capture of them."""
+        link: Link
+        if guest is not None:
+            from passt.userspace.link.guest import Guest
+
+            self._guest = Guest(self.loop, one_off=self.config.one_off)
+            link = self._guest.link
+        elif tap is not None:
+            link = self._tap_link(tap)
+        else:
+            return NullLink()
+        if self.config.pcap_path:
+            self._capture(self.config.pcap_path, link)
+        return link
+
     def _tap_link(self, tap: Tap) -> TapLink:
         """The link over the tap device, read by the loop."""
         offloads = tap.offloads
@@ -200,11 +230,9 @@ class Engine:
         )
         link.guest_mac = tap.mac
         self.loop.add(tap.fd, EPOLLIN, link.on_event)
-        if self.config.pcap_path:
-            self._capture(self.config.pcap_path, link)
         return link
 
-    def _capture(self, path: str, link: TapLink) -> None:
+    def _capture(self, path: str, link: Link) -> None:
         """Record all frames in the file ``path``; failing to open it is not fatal."""
 
         def ended(why: str) -> None:

@@ -103,7 +103,11 @@ class Launch:
             if not forwarder.scans(SPLICE):
                 forwarder.scan(SPLICE, scan_of(worker.port_lists(), worker.sockets))
             forwarder.open_auto({HOST: Here().call, SPLICE: worker.sockets})
-        worker.hang_up()
+        self.release_worker()
+
+    def release_worker(self) -> None:
+        """Have the netlink process end, and forget the user namespace, which we are in."""
+        self.start.worker.hang_up()
         if self.start.userns >= 0:
             os.close(self.start.userns)
 
@@ -111,7 +115,12 @@ class Launch:
         """Make the loop and everything in it; from here on, connections queue up."""
         try:
             self.engine = engine = Engine(
-                self.start.config, tap, self.start.forwarder, self.start.control, self.start.maps
+                self.start.config,
+                tap,
+                self.start.forwarder,
+                self.start.control,
+                self.start.maps,
+                self.start.guest,
             )
             engine.nat.observed_ll = self.guest_link_local
             if self.start.watch is not None:
@@ -179,6 +188,7 @@ class Launch:
 
     def enter_namespace(self) -> None:
         """Start the thread that makes sockets in the namespace, where it may bind low ports."""
+        assert self.engine.nsthread is not None
         try:
             self.engine.nsthread.start(self.start.netns, capabilities.NAMESPACE)
         except OSError as error:

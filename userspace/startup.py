@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from passt.userspace.config.resolvconf import ResolvConf
     from passt.userspace.config.resolve import HostNetwork
     from passt.userspace.forward.gates import Gates
+    from passt.userspace.launch import Launch
 
 _FATAL = (SetupError, WorkerError, UsageError)
 
@@ -69,15 +70,18 @@ _LEVELS = {"warning": log.WARNING, "info": log.INFO, "debug": log.DEBUG}
 class Startup:
     """One start of pasta; attributes are what steps leave for later ones."""
 
-    def __init__(self, options: Options, target: Target, worker: Worker, host: HostNetwork) -> None:
+    def __init__(self, options: Options, worker: Worker, host: HostNetwork) -> None:
+        assert options.target is not None
         self.options = options
-        self.target = target
+        self.target: Target = options.target
         self.worker = worker
         self.host = host
         self.config: Config
         self.identity: identity.Identity
         self.forwarder: Forwarder
         self.control: socket.socket | None = None
+        #: In passt mode: to wait for the guest on, or its connection.
+        self.guest: socket.socket | None = None
         self.maps: MapSet | None = None
         self.gates: Gates | None = None
         #: Descriptors of the namespaces to serve, and of /dev/null.
@@ -100,18 +104,8 @@ class Startup:
     def run(self) -> int:
         """Go through all steps and the loop; returns the exit status."""
         try:
-            self.prepare()
-            self.open_ports()
-            self.open_files()
-            self.open_acceleration()
-            self.take_identity()
-            self.spawn_command()
-            self.begin_network()
-            self.follow_host()
-
-            from passt.userspace.launch import Launch
-
-            launch = Launch(self)
+            self.set_up()
+            launch = self.launch()
             launch.run()
         except (*_FATAL, OSError) as error:
             for line in str(error).split("\n"):
@@ -122,6 +116,23 @@ class Startup:
                 self.readiness.fail(str(error))
             return 1
         return launch.serve()
+
+    def set_up(self) -> None:
+        """Go through the steps of the first half."""
+        self.prepare()
+        self.open_ports()
+        self.open_files()
+        self.open_acceleration()
+        self.take_identity()
+        self.spawn_command()
+        self.begin_network()
+        self.follow_host()
+
+    def launch(self) -> Launch:
+        """The second half, which is imported late."""
+        from passt.userspace.launch import Launch
+
+        return Launch(self)
 
     def prepare(self) -> None:
         """Decide who we will be, open the log, read the host's network, settle everything."""
@@ -186,9 +197,9 @@ class Startup:
             except OSError as error:
                 raise SetupError(f"Couldn't open PID file {options.pid}: {reason(error)}") from None
         if options.conf_path:
-            from passt.userspace.control.path import bind_socket
+            from passt.userspace.socketpath import bind_private
 
-            self.control = bind_socket(options.conf_path)
+            self.control = bind_private(options.conf_path)
             log.info("UNIX domain socket bound at %s", options.conf_path)
         self._open_namespaces()
 
@@ -266,13 +277,17 @@ class Startup:
         for warning in self.child.warnings:
             log.warn(warning)
 
-    def begin_network(self) -> None:
-        """Have the netlink process make the tap, if there is to be one, and configure it."""
-        config = self.config
+    def show_summary(self) -> None:
+        """Print the configuration, if that is wanted."""
         if self.options.show_summary:
             from passt.userspace.config.summary import print_summary
 
-            print_summary(config)
+            print_summary(self.config)
+
+    def begin_network(self) -> None:
+        """Have the netlink process make the tap, if there is to be one, and configure it."""
+        self.show_summary()
+        config = self.config
         plans = None
         if config.config_net and not config.splice_only:
             plans = config.mtu, plan_of(config.v4), plan_of(config.v6)

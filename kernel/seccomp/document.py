@@ -100,9 +100,15 @@ def document() -> str:
     )
     machines = _and(list(MACHINES))
     parts = [_HEAD.format(counts="; ".join(counts), machines=machines, follower=follower)]
+    shown: list[Group] = []
     for mode, profile in PROFILES.items():
         parts.append(f"\n# {mode}\n")
-        parts += [_section(group) for group in (*profile, lookup(0), ACCELERATION)]
+        before = [f"*{group.name}*" for group in profile if group in shown]
+        if before:
+            parts.append(f"\nThe groups {_and(before)}, as above, and what follows.\n")
+        further = (lookup(0), ACCELERATION) if mode == "pasta" else ()
+        parts += [_section(group) for group in (*profile, *further) if group not in shown]
+        shown += profile
     parts.append("\n# The process that follows the host's network\n")
     parts.append(_section(FOLLOWING))
     return "".join(parts)

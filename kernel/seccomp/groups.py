@@ -118,22 +118,19 @@ LOOP = Group(
 TRAFFIC = Group(
     "traffic",
     "Carrying data; none of these has a condition, so that no filter runs for them.",
-    Call("read", "frames from the tap; signals, events, lists of ports, splicing by hand"),
-    Call("readv", "frames from the tap into several buffers"),
+    Call("read", "signals and other events, lists of ports, splicing by hand"),
     Call("write", "frames to the tap; messages, captures, wake-ups of the loop"),
-    Call("writev", "frames to the tap, header and payload"),
-    Call("recvfrom", "data of TCP, single datagrams, answers of sock_diag(7)"),
-    Call("sendto", "data of TCP, single datagrams, the system log, questions to sock_diag(7)"),
+    Call("recvfrom", "data of TCP, frames from a machine, single datagrams, sock_diag(7)"),
+    Call("sendto", "data of TCP, frames to a machine, single datagrams, the log, sock_diag(7)"),
     Call("recvmsg", "datagrams with ancillary data, error queues"),
     Call("sendmsg", "data in several pieces, trains of datagrams"),
     Call("recvmmsg", "several datagrams at once"),
     Call("sendmmsg", "several datagrams at once"),
-    Call("splice", "data between sockets, by way of a pipe"),
 )
 
 SOCKETS = Group(
     "sockets",
-    "The life of connections. The thread in the namespace makes its sockets under the same "
+    "The life of connections. A thread in a namespace makes its sockets under the same "
     "filter. No other families: netlink(7), packet(7), unix(7) and vsock(7) are out of reach.",
     Call(
         "socket",
@@ -157,15 +154,38 @@ SOCKETS = Group(
     Call("getsockname", "the address a connection came to, the port that the kernel chose"),
     Call("getpeername", "whether the peer is this machine"),
     Call("getsockopt", "TCP_INFO for each acknowledgement, SO_ERROR, sizes of buffers"),
-    Call(
+)
+
+
+def _setsockopt(why: str, options: dict[int, tuple[str, dict[str, int]]]) -> Call:
+    """The call that sets ``options``, by level."""
+    return Call(
         "setsockopt",
-        "options of each new socket; TTL and peek offset of existing ones",
-        "; ".join(f"{level}: {', '.join(names)}" for level, names in _OPTIONS.values()),
+        why,
+        "; ".join(f"{level}: {', '.join(names)}" for level, names in options.values()),
         tuple(
             (Argument(1, (level,)), Argument(2, tuple(names.values())))
-            for level, (_, names) in _OPTIONS.items()
+            for level, (_, names) in options.items()
         ),
+    )
+
+
+_SETSOCKOPT = "options of each new socket; TTL and peek offset of existing ones"
+
+NAMESPACE = Group(
+    "namespace",
+    "Serving a namespace: its tap, its processes, the bypass between loopback interfaces.",
+    Call("readv", "frames from the tap into several buffers"),
+    Call("writev", "frames to the tap, header and payload"),
+    Call("splice", "data between sockets, by way of a pipe"),
+    Call("pipe2", "pipes for that"),
+    Call(
+        "fcntl",
+        "their capacity",
+        "F_SETPIPE_SZ, F_GETPIPE_SZ",
+        ((Argument(1, (_F_SETPIPE_SZ, _F_GETPIPE_SZ)),),),
     ),
+    _setsockopt(_SETSOCKOPT, _OPTIONS),
     Call(
         "ioctl",
         "how much is queued in a socket; the interpreter's way to make one non-blocking; leaving "
@@ -173,25 +193,42 @@ SOCKETS = Group(
         "FIONBIO, FIONREAD, TIOCOUTQ (also known as SIOCOUTQ), TUNSETPERSIST",
         ((Argument(1, (_FIONBIO, _FIONREAD, _TIOCOUTQ, TUNSETPERSIST)),),),
     ),
-    Call("pipe2", "pipes for splice"),
+    Call("lseek", "reading lists of ports and directories anew"),
+    Call("getdents64", "whether the namespace's entry is still in its directory"),
+    Call("wait4", "the exit status of the spawned command"),
+    Call("rt_sigprocmask", "the C library, at the end of a thread"),
+    Call("exit", "the end of the thread in the namespace"),
+)
+
+MACHINE = Group(
+    "machine",
+    "Serving a virtual machine: no namespace, no thread, no bypass.",
+    _setsockopt(
+        f"{_SETSOCKOPT}; the queue towards the guest",
+        {
+            **_OPTIONS,
+            socket.SOL_SOCKET: (
+                "SOL_SOCKET",
+                {**_OPTIONS[socket.SOL_SOCKET][1], "SO_SNDBUF": socket.SO_SNDBUF},
+            ),
+        },
+    ),
     Call(
-        "fcntl",
-        "their capacity",
-        "F_SETPIPE_SZ, F_GETPIPE_SZ",
-        ((Argument(1, (_F_SETPIPE_SZ, _F_GETPIPE_SZ)),),),
+        "ioctl",
+        "how much is queued in a socket; the interpreter's way to make one non-blocking",
+        "FIONBIO, FIONREAD, TIOCOUTQ (also known as SIOCOUTQ)",
+        ((Argument(1, (_FIONBIO, _FIONREAD, _TIOCOUTQ)),),),
     ),
 )
 
 FILES = Group(
     "files",
-    "Log file, capture and lists of ports, all open already: nothing here takes a path.",
+    "Log file and capture, all open already: nothing here takes a path.",
     Call("pread64", "the log file, when it is cut"),
     Call("pwrite64", "entries of the log file"),
-    Call("lseek", "reading lists of ports and directories anew"),
     Call("ftruncate", "the log file, when it is cut, or the disk is full"),
     Call("fallocate", "cutting the start of the log file"),
     Call("fsync", "log file and capture, at the end"),
-    Call("getdents64", "whether the namespace's entry is still in its directory"),
 )
 
 INTERPRETER = Group(
@@ -217,10 +254,7 @@ INTERPRETER = Group(
     Call("futex", "locks: the interpreter's own, and the queue of the namespace's thread"),
     Call("sched_yield", "Python without global lock, waiting for one of its short locks"),
     Call("rt_sigreturn", "the end of a signal handler; no handler is installed any more"),
-    Call("rt_sigprocmask", "the C library, at the end of a thread"),
     Call("restart_syscall", "a wait goes on after SIGSTOP and SIGCONT, or a tracer"),
-    Call("wait4", "the exit status of the spawned command"),
-    Call("exit", "the end of a thread"),
     Call("exit_group", "the end"),
 )
 

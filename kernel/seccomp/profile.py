@@ -20,6 +20,15 @@ PROFILES: dict[str, tuple[Group, ...]] = {
         groups.SOCKETS,
         groups.FILES,
         groups.INTERPRETER,
+        groups.NAMESPACE,
+    ),
+    "passt": (
+        groups.LOOP,
+        groups.TRAFFIC,
+        groups.SOCKETS,
+        groups.FILES,
+        groups.INTERPRETER,
+        groups.MACHINE,
     ),
 }
 

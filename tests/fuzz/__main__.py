@@ -20,6 +20,7 @@ PARTS = (
     "userspace/tcp",
     "userspace/udp",
     "userspace/icmp",
+    "userspace/link/stream.py",
     "userspace/multicast",
     "userspace/flow",
     "userspace/config/ports.py",

@@ -33,6 +33,7 @@ NAMES = (
     "netlink",
     "services",
     "options",
+    "stream",
 )
 
 _HERE = os.path.dirname(__file__)

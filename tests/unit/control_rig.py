@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Sequence
 from time import monotonic
 
-from passt.userspace.control.path import bind_socket
 from passt.userspace.control.server import ControlServer
 from passt.userspace.flow.rules import (
     CAP_AUTO,
@@ -27,6 +26,7 @@ from passt.userspace.flow.rules import (
     RuleTable,
 )
 from passt.userspace.loop import Loop
+from passt.userspace.socketpath import bind_private
 
 PASST = CAP_IPV4 | CAP_IPV6 | CAP_TCP | CAP_UDP | CAP_IFNAME
 PASTA = PASST | CAP_AUTO
@@ -74,7 +74,7 @@ class Rig:
         self.hold = False
         self.waiting: Callable[[Sequence[str]], None] | None = None
         self.server = ControlServer(
-            self.loop, bind_socket(path), lambda: self.tables, self._replace
+            self.loop, bind_private(path), lambda: self.tables, self._replace
         )
         self.server.start()
 

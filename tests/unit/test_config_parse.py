@@ -13,7 +13,7 @@ from passt.userspace.config import parse as parse_module
 from passt.userspace.config import resolve
 from passt.userspace.config.catalogue import TABLE
 from passt.userspace.config.errors import ImmediateExit, UsageError
-from passt.userspace.config.options import COMMAND, NETNS, PID, SHELL, Options, Target
+from passt.userspace.config.options import COMMAND, MACHINE, NETNS, PID, SHELL, Options, Target
 from passt.userspace.config.parse import parse, select_mode
 from passt.version import VERSION
 
@@ -180,7 +180,9 @@ def test_pasta_only_options() -> None:
 
 def test_passt_takes_no_operand() -> None:
     assert refused("-f", "foo", "bar", program="passt") == "Extra non-option argument: foo"
-    assert parse("passt", ["-f"]).target is None
+    target = parse("passt", ["-f"]).target
+    assert target is not None
+    assert (target.kind, target.netns, target.userns, target.new_userns) == (MACHINE, "", "", True)
 
 
 @pytest.mark.parametrize("name", ["--no-copy-routes", "--no-copy-addrs"])
@@ -481,6 +483,7 @@ SAMPLE = {
     "tcp-ns": "22",
     "udp-ns": "53",
     "ns-mac-addr": "02:00:00:00:00:02",
+    "fd": "3",
 }
 
 
@@ -544,4 +547,5 @@ def test_nothing_but_the_two_outcomes(program: str, words: list[str]) -> None:
         assert outcome.text
     else:
         assert options.mode == program
-        assert (options.target is not None) == (program == "pasta")
+        assert options.target is not None
+        assert (options.target.kind == MACHINE) == (program == "passt")

@@ -16,7 +16,8 @@ from passt.userspace.config.errors import ImmediateExit, UsageError
 from passt.userspace.config.usage import report, usage_text, version_text
 from passt.version import VERSION
 
-PAGE = Path(__file__).parents[2] / "docs" / "pasta.1"
+DOCS = Path(__file__).parents[2] / "docs"
+MODES = pytest.mark.parametrize("mode", ["pasta", "passt"])
 
 
 def named_in(text: str) -> set[str]:
@@ -93,36 +94,40 @@ def test_report_without_a_reader() -> None:
         os.close(writer)
 
 
-def test_committed_page_is_up_to_date() -> None:
-    assert PAGE.read_text(encoding="utf-8") == manpage.manual_page(), (
-        "run: python -m passt.userspace.config.manpage docs/pasta.1"
+@MODES
+def test_committed_page_is_up_to_date(mode: str) -> None:
+    assert (DOCS / f"{mode}.1").read_text(encoding="utf-8") == manpage.manual_page(mode), (
+        f"run: python -m passt.userspace.config.manpage {mode} docs/{mode}.1"
     )
 
 
-def test_page_names_every_option() -> None:
-    page = manpage.manual_page().replace("\\-", "-")
+@MODES
+def test_page_names_every_option(mode: str) -> None:
+    page = manpage.manual_page(mode).replace("\\-", "-")
     for option in TABLE:
-        shown = "pasta" in option.modes and not option.hidden
+        shown = mode in option.modes and not option.hidden
         # As the head of a paragraph: in the text of others it may be mentioned.
         assert (f"\\fB--{option.long}\\fR" in page) >= shown, option.long
         assert (f".TP\n\\fB--{option.long}\\fR" in page) is (shown and not option.short)
 
 
-def test_page_escapes_dashes_and_requests() -> None:
-    body = manpage.manual_page().split(".SH OPTIONS\n")[1].split(".SH EXIT STATUS")[0]
+@MODES
+def test_page_escapes_dashes_and_requests(mode: str) -> None:
+    body = manpage.manual_page(mode).split(".SH OPTIONS\n")[1].split(".SH EXIT STATUS")[0]
     assert not re.search(r"(?<!\\)-", body)
     assert "`" not in body
     requests = {line.split()[0] for line in body.splitlines() if line[:1] in ".'"}
     assert requests == {".TP"}
 
 
-def test_page_can_be_formatted() -> None:
+@MODES
+def test_page_can_be_formatted(mode: str) -> None:
     groff = shutil.which("groff")
     if groff is None:
         pytest.skip("no groff")
     done = subprocess.run(
         [groff, "-man", "-Tascii", "-ww", "-P-c"],
-        input=manpage.manual_page(),
+        input=manpage.manual_page(mode),
         capture_output=True,
         text=True,
         check=True,
@@ -133,5 +138,5 @@ def test_page_can_be_formatted() -> None:
 
 def test_generator_writes_a_file(tmp_path: Path) -> None:
     page = tmp_path / "pasta.1"
-    assert manpage.main([str(page)]) == 0
+    assert manpage.main(["pasta", str(page)]) == 0
     assert page.read_text(encoding="utf-8") == manpage.manual_page()

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from passt.userspace import log
 from passt.userspace.control import server as server_module
-from passt.userspace.control.path import bind_socket
 from passt.userspace.control.protocol import INCOMPLETE, REFUSED, pack_state
 from passt.userspace.control.server import TIME_LIMIT, ControlServer
 from passt.userspace.flow.rules import HOST, SPLICE, Rule
 from passt.userspace.loop import EPOLLIN, Loop
+from passt.userspace.socketpath import bind_private
 from tests.unit.control_rig import Rig, tcp
 
 EVERYTHING = 1 << 20
@@ -349,7 +349,7 @@ class Listener(socket.socket):
 
 def test_want_of_descriptors_is_no_busy_loop(tmp_path: Path, messages: list[str]) -> None:
     path = str(tmp_path / "other")
-    listener = Listener(fileno=bind_socket(path).detach())
+    listener = Listener(fileno=bind_private(path).detach())
     now = 0.0
     loop = Loop(lambda: now)
     server = ControlServer(loop, listener, list, lambda _tables, _done: None)

@@ -23,11 +23,12 @@ IMPORTS = {
     "kernel.interpreter:start_anew_without_compiler": "the very first step",
     "kernel.netlink.worker:_run": "the netlink process, which ends during start-up",
     "userspace.cli.main:_run": "the first steps",
-    "userspace.cli.main:_start_worker": "the first steps",
+    "userspace.cli.main:_guest_descriptor": "the first steps",
     "userspace.cli.main:main": "log and fault, which are loaded by then",
     "userspace.config.values:runas": "reading options",
     "userspace.engine:__init__": "assembly",
     "userspace.engine:preload": "before assembly",
+    "userspace.engine:_make_link": "assembly",
     "userspace.engine:_multicast": "assembly",
     "userspace.engine:_neighbours": "assembly",
     "userspace.services.services:__init__": "assembly",
@@ -35,13 +36,13 @@ IMPORTS = {
     "userspace.launch:assemble": "assembly",
     "userspace.startup:_open_namespaces": "opened with the caller's identity",
     "userspace.startup:_watch": "opened with the caller's identity",
-    "userspace.startup:begin_network": "start-up",
     "userspace.startup:follow_host": "start-up",
     "userspace.startup:_open_gates": "opened with the caller's identity",
     "userspace.startup:open_acceleration": "opened with the caller's identity",
     "userspace.startup:open_files": "opened with the caller's identity",
     "userspace.startup:prepare": "the first step of start-up",
-    "userspace.startup:run": "the second half of start-up",
+    "userspace.startup:launch": "the second half of start-up",
+    "userspace.startup:show_summary": "start-up",
     "userspace.startup:take_identity": "the second half of start-up",
     "userspace.log:_open_syslog": "log.setup",
     "userspace.log:setup": "log.setup",
@@ -72,7 +73,7 @@ PATHS = {
     "userspace.config.resolvconf:read": "settling the configuration",
     "userspace.config.values:existing_ifname": "reading options",
     "userspace.config.values:runas": "reading options",
-    "userspace.control.path:_remove_dead": "opened with the caller's identity",
+    "userspace.socketpath:_remove_dead": "opened with the caller's identity",
     "userspace.flow.budget:resident": "assembly",
     "userspace.forward.proclist:open_port_lists": "start-up",
     "userspace.logfile:__init__": "log.setup",
@@ -97,7 +98,7 @@ MODULES = ("os", "socket", "pwd", "grp")
 LOADED = """
 import sys
 import passt.userspace.launch, passt.userspace.cli.main, passt.userspace.logfile
-import passt.userspace.control.server, passt.userspace.control.path
+import passt.userspace.control.server, passt.userspace.vm
 import passt.userspace.config.summary, passt.kernel.target, passt.userspace.following
 import passt.kernel.netlink.neighbours, passt.userspace.services.neighbours
 import passt.userspace.multicast.sockets, passt.userspace.multicast.translator

@@ -25,6 +25,8 @@ UNLIMITED = {
     "userspace/config/parse.py:_apply": "reading options",
     "userspace/config/ports.py": "reading options",
     "userspace/config/summary.py:print_summary": "start",
+    "userspace/link/guest.py:_gone": "with --one-off, when it is limited by ending",
+    "userspace/vm.py": "start",
     "userspace/config/summary.py:warn_mtu": "start",
     "userspace/config/usage.py:report": "reading options",
     "userspace/engine.py:_capture": "the start of a capture, and its end",

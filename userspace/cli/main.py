@@ -19,8 +19,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
-    from passt.kernel.netlink.worker import Worker
-
 
 def main() -> NoReturn:
     """Run the program that ``sys.argv`` asks for, and end the process.
@@ -32,9 +30,10 @@ def main() -> NoReturn:
         start_anew_without_compiler()
         # What start-up makes stays; there is nothing to collect before the loop.
         gc.disable()
-        close_inherited(spare=end_perf_support())
+        choose = None if _serves_namespace(sys.argv[0]) else _guest_descriptor
+        guest = close_inherited(end_perf_support(), choose)
         fill_standard()
-        status = _run(sys.argv)
+        status = _run(sys.argv, guest)
     except Exception as error:
         from passt.userspace.fault import report
 
@@ -46,15 +45,29 @@ def main() -> NoReturn:
         os._exit(status)
 
 
-def _run(argv: list[str]) -> int:
+def _serves_namespace(argv0: str) -> bool:
+    """Whether the program's name says so; otherwise it is passt, or an error to come."""
+    return "pasta" in argv0.rpartition("/")[2]
+
+
+def _guest_descriptor() -> int:
+    """The descriptor of the guest's connection, if it is one of those that we have inherited."""
+    from passt.userspace.config.parse import guest_descriptor
+
+    return guest_descriptor(sys.argv[0], sys.argv[1:])
+
+
+def _run(argv: list[str], guest: int) -> int:
+    """Start, and run to the end; ``guest`` is the descriptor of the guest's connection, or −1."""
     from passt.kernel import capabilities, signals
+    from passt.kernel.netlink.worker import Worker
     from passt.userspace import log
 
     signals.install_early()
     capabilities.keep(capabilities.EARLY)
     argv0, words = argv[0], argv[1:]
     try:
-        worker = _start_worker(argv0)
+        worker = Worker.start()
     except OSError as error:
         log.err(f"Couldn't start network configuration: {error.strerror}")
         return 1
@@ -68,24 +81,16 @@ def _run(argv: list[str]) -> int:
         from passt.userspace.config.usage import report
 
         return report(outcome, argv0)
-    if options.target is None or worker is None:
-        log.err("passt mode needs a guest socket, which this version does not provide yet")
-        return 1
-
     from passt.userspace.config.resolve import begin_template
 
     # The answer is on its way while we import what will need it.
     host = begin_template(options, worker)
 
+    if options.mode == "passt":
+        from passt.userspace.vm import MachineStartup
+
+        return MachineStartup(options, worker, host, guest).run()
+
     from passt.userspace.startup import Startup
 
-    return Startup(options, options.target, worker, host).run()
-
-
-def _start_worker(argv0: str) -> Worker | None:
-    """Fork the netlink process if the program's name says that it will be needed."""
-    if "pasta" not in argv0.rpartition("/")[2]:
-        return None
-    from passt.kernel.netlink.worker import Worker
-
-    return Worker.start()
+    return Startup(options, worker, host).run()

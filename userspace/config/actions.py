@@ -109,6 +109,18 @@ def show_seccomp(options: Options, _text: str) -> None:
         raise UsageError(f"No system call filter for this machine: {error.strerror}") from None
 
 
+def socket_path(options: Options, text: str) -> None:
+    """Take the path to wait for the guest at; cancels an earlier ``--fd``."""
+    options.socket_path = values.socket_path(text)
+    options.guest_fd = -1
+
+
+def guest_fd(options: Options, text: str) -> None:
+    """Take the descriptor of the guest's connection; cancels an earlier ``--socket``."""
+    options.guest_fd = values.descriptor(text)
+    options.socket_path = ""
+
+
 def address(options: Options, text: str) -> None:
     """Take an address of the guest, with or without prefix length.
 

@@ -14,6 +14,7 @@ from passt.userspace.config.actions import (
     dhcpv6_option,
     dns,
     flag,
+    guest_fd,
     netmask,
     nothing,
     path,
@@ -27,6 +28,7 @@ from passt.userspace.config.actions import (
     show_help,
     show_seccomp,
     show_version,
+    socket_path,
     stats,
     value,
 )
@@ -179,7 +181,6 @@ TABLE: tuple[Option, ...] = (
         "",
         "",
         show_seccomp,
-        modes=PASTA_ONLY,
         help="Print the system calls allowed while running, and exit",
         details="One per line, with what their arguments must be, where that matters. Any other "
         "call ends the process by SIGSYS.",
@@ -714,6 +715,47 @@ TABLE: tuple[Option, ...] = (
         help="Show what --accel=ebpf would give this user on this machine, and why, and exit",
         details="A line for each condition: the kernel, the three ways to privilege, the program, "
         "a trial. The exit status is 0 if connections would be accelerated, 1 if not.",
+    ),
+    Option(
+        "socket",
+        "s",
+        "PATH",
+        socket_path,
+        modes=PASST_ONLY,
+        default="the first of /tmp/passt_1.socket to /tmp/passt_99.socket that is free",
+        help="Wait for the guest on a socket at this path",
+        details="QEMU connects to it with `-netdev stream,id=s,addr.type=unix,addr.path=PATH`. A "
+        "socket found at PATH that nobody listens on is replaced; anything else there is an "
+        "error. The umask decides who may connect. One guest is served at a time, others are "
+        "refused; when it has gone, the next may come, and finds connections and ports as they "
+        "were. Cancels an earlier `--fd`.",
+    ),
+    Option(
+        "socket-path",
+        "",
+        "PATH",
+        socket_path,
+        modes=PASST_ONLY,
+        hidden=True,
+        help="The same as --socket",
+    ),
+    Option(
+        "fd",
+        "F",
+        "FD",
+        guest_fd,
+        modes=PASST_ONLY,
+        help="The guest is at the other end of this descriptor, a connected stream socket",
+        details="It is taken over from the calling process; 0 to 2 are possible, too. Implies "
+        "`--one-off`. Cancels an earlier `--socket`.",
+    ),
+    Option(
+        "one-off",
+        "1",
+        "",
+        flag("one_off"),
+        modes=PASST_ONLY,
+        help="Quit when the guest has closed its connection",
     ),
     Option(
         "ns-ifname",

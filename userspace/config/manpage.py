@@ -1,7 +1,7 @@
-"""The manual page pasta(1), made from the option table.
+"""The manual pages pasta(1) and passt(1), made from the option table.
 
-``python -m passt.userspace.config.manpage [FILE]`` writes it to FILE or to standard output.
-The page kept in ``docs/`` is the output of this program; a test compares the two.
+``python -m passt.userspace.config.manpage MODE [FILE]`` writes one to FILE or to standard output.
+The pages kept in ``docs/`` are the output of this program; a test compares them.
 
 The source language is man(7).  Details in the table may quote words in backquotes, which are
 set in bold.
@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 
 from passt.userspace.config.catalogue import TABLE
-from passt.userspace.config.table import PASTA
+from passt.userspace.config.table import PASST, PASTA
 from passt.userspace.config.usage import repetition
 
 TYPE_CHECKING = False
@@ -133,11 +133,87 @@ Serve an existing network namespace:
 """
 
 
-def manual_page() -> str:
-    """Return the source of pasta(1)."""
-    parts = [_HEAD.lstrip("\n"), ".SH OPTIONS\n"]
-    parts += [entry(option) for option in TABLE if PASTA in option.modes and not option.hidden]
-    parts.append(_TAIL.lstrip("\n"))
+_MACHINE_HEAD = r"""
+.TH PASST 1
+.SH NAME
+passt \- unprivileged user\-mode networking for virtual machines
+.SH SYNOPSIS
+.B passt
+.RI [ OPTION ]...
+.SH DESCRIPTION
+.B passt
+gives a virtual machine access to the networks of the host without any privileges there.
+It carries the frames of the machine's network interface over a socket, as QEMU's
+.B \-netdev stream
+does, and translates them to and from ordinary sockets of the host.
+To the outside, the machine appears with the addresses of the host, which it is told by DHCP,
+DHCPv6 and Router Advertisements.
+.PP
+The program waits for the machine at a path that it prints, and goes to the background as soon as
+it can be connected to.
+When the machine has gone, it waits for the next, unless
+.B \-\-one\-off
+is given.
+.PP
+Long options can be abbreviated as long as they stay unique.
+If an option is repeated the last value counts, unless stated otherwise.
+Numbers of bytes and seconds can be decimal, hexadecimal
+.RB ( 0x )
+or octal
+.RB ( 0 ).
+"""
+
+_MACHINE_TAIL = r"""
+.SH EXIT STATUS
+.TP
+.B 0
+The guest has gone, with
+.BR \-\-one\-off ,
+or the process was asked to end by SIGTERM or SIGQUIT.
+In background mode, for the calling process: the guest can connect.
+.TP
+.B 1
+Something could not be done; a message on standard error says what.
+.SH SANDBOX
+Before it serves a guest,
+.B passt
+gives up what it needed in order to start.
+It has namespaces of its own for users, mounts, IPC, host name and, in background, processes;
+an empty root directory that cannot be written to;
+no capabilities; no core files;
+and only those system calls that
+.B \-\-print\-seccomp
+lists, none of which opens files or starts programs.
+Any other ends the process by SIGSYS.
+If one of these steps fails,
+.B passt
+does not start.
+.SH EXAMPLES
+Start a machine, and reach its SSH server by port 2222 of the host:
+.PP
+.RS
+.B passt \-t 2222:22 \-\-socket /tmp/demo.socket
+.br
+.B qemu\-system\-x86_64 ... \-device virtio\-net\-pci,netdev=s
+.B \-netdev stream,id=s,server=off,addr.type=unix,addr.path=/tmp/demo.socket
+.RE
+.SH SEE ALSO
+.BR pasta (1),
+.BR pesto (1),
+.BR qemu (1),
+.BR unix (7)
+"""
+
+
+_FRAMES = {PASTA: (_HEAD, _TAIL), PASST: (_MACHINE_HEAD, _MACHINE_TAIL)}
+
+
+def manual_page(mode: str = PASTA) -> str:
+    """Return the source of the page about ``mode``."""
+    head, tail = _FRAMES[mode]
+    parts = [head.lstrip("\n"), ".SH OPTIONS\n"]
+    parts += [entry(option) for option in TABLE if mode in option.modes and not option.hidden]
+    parts.append(tail.lstrip("\n"))
     return "".join(parts)
 
 
@@ -181,12 +257,13 @@ def _escape(text: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Write the page to the named file, or to standard output."""
-    if not arguments:
-        sys.stdout.write(manual_page())
+    """Write the page about the mode named first to the file named next, or to standard output."""
+    mode, *files = arguments
+    if not files:
+        sys.stdout.write(manual_page(mode))
         return 0
-    with open(arguments[0], "w", encoding="utf-8") as page:
-        page.write(manual_page())
+    with open(files[0], "w", encoding="utf-8") as page:
+        page.write(manual_page(mode))
     return 0
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "IPPROTO_TCP",
     "IPPROTO_UDP",
     "MAX_MTU",
+    "MAX_SOCKET_PATH",
     "Config",
     "Family",
     "Rule",
@@ -35,6 +36,9 @@ DEFAULT_MAC = bytes.fromhex("9a559a559a55")
 
 #: 65535 (largest frame) less the Ethernet header.
 MAX_MTU = 65521
+
+#: Longest path of a socket in bytes: sun_path less the terminating NUL (unix(7)).
+MAX_SOCKET_PATH = 107
 DEFAULT_MTU = 65520
 
 DEFAULT_MAX_MEMORY = 512 << 20
@@ -165,6 +169,7 @@ class Config:
         "multicast",
         "ndp",
         "ns_ifname",
+        "one_off",
         "our_mac",
         "pcap_path",
         "pcap_size",
@@ -218,6 +223,8 @@ class Config:
         self.config_net = False
         #: What is derived from the host's network follows it, see passt.userspace.following.
         self.follow = False
+        #: passt ends with its guest's connection.
+        self.one_off = False
         self.foreground = False
         self.debug = False
         self.quiet = False

@@ -25,6 +25,7 @@ SHELL = "shell"
 COMMAND = "command"
 PID = "pid"
 NETNS = "netns"
+MACHINE = "machine"
 
 DEFAULT_LOG_SIZE = 1 << 20
 
@@ -35,6 +36,7 @@ class Target:
     * :data:`SHELL`, :data:`COMMAND`: a new network namespace with ``argv`` running in it;
       ``executable`` is searched for in PATH if it has no slash.
     * :data:`PID`, :data:`NETNS`: the existing network namespace at path ``netns``.
+    * :data:`MACHINE`: none, but a virtual machine (passt(1)).
 
     ``userns`` is the path of the user namespace to join; if it is empty, a new one is created
     with ``new_userns``, and the current one is kept without.
@@ -102,6 +104,7 @@ class Options:
         "freebind",
         "gateway_v4",
         "gateway_v6",
+        "guest_fd",
         "host_lo_to_ns_lo",
         "hostname",
         "interface",
@@ -142,6 +145,7 @@ class Options:
         "no_udp",
         "ns_ifname",
         "ns_mac_addr",
+        "one_off",
         "outbound_if4",
         "outbound_if6",
         "outbound_v4",
@@ -160,6 +164,7 @@ class Options:
         "rules_ns",
         "runas",
         "search",
+        "socket_path",
         "splice_only",
         "stats",
         "target",
@@ -280,7 +285,12 @@ class Options:
         self.no_copy_routes = False
         self.no_copy_addrs = False
         self.ns_mac_addr: bytes | None = None
-        #: Set in pasta mode once parsing is over.
+        #: Of passt: where to wait for the guest, empty for a path that is free; or the number of
+        #: the descriptor of its connection, −1 for none.
+        self.socket_path = ""
+        self.guest_fd = -1
+        self.one_off = False
+        #: Set once parsing is over.
         self.target: Target | None = None
 
     @property

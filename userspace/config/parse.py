@@ -25,7 +25,7 @@ from passt.userspace.config.catalogue import TABLE
 from passt.userspace.config.errors import UsageError
 from passt.userspace.config.getopt import Scanner
 from passt.userspace.config.model import ACCEL_EBPF
-from passt.userspace.config.options import COMMAND, NETNS, PID, SHELL, Options, Target
+from passt.userspace.config.options import COMMAND, MACHINE, NETNS, PID, SHELL, Options, Target
 from passt.userspace.config.resolve import can_bind_to_device, enabled_versions
 from passt.userspace.config.table import PASST, PASTA
 from passt.userspace.flow.rules import HOST, SPLICE, RuleTable, capabilities
@@ -73,7 +73,24 @@ def parse(argv0: str, argv: Sequence[str]) -> Options:
             options.foreground = True
     elif scanner.operands:
         raise UsageError(f"Extra non-option argument: {scanner.operands[0]}")
+    else:
+        options.target = Target(MACHINE, new_userns=True)
     return options
+
+
+def guest_descriptor(argv0: str, argv: Sequence[str]) -> int:
+    """The descriptor that ``--fd`` names, −1 if none: it is not to be closed with all the others.
+
+    What is wrong with the command line is left to :func:`parse`.
+    """
+    options = Options(argv0, PASST)
+    try:
+        for option, text in Scanner(argv0, argv, TABLE):
+            if option.long in ("fd", "socket", "socket-path"):
+                option.store(options, text)
+    except UsageError:
+        pass
+    return options.guest_fd
 
 
 def _apply(options: Options, option: Option, text: str) -> None:

@@ -137,6 +137,7 @@ def resolve(
     dns.settle(config, options, resolvers)
     dns.warn(config, options)
     config.config_net = options.config_net
+    config.one_off = options.one_off or options.guest_fd >= 0
     config.foreground = options.foreground
     config.debug = options.debug
     config.quiet = options.quiet

@@ -18,9 +18,11 @@ import os
 
 from passt.syscalls import bare_socket as socket
 from passt.userspace.config.errors import UsageError
-from passt.userspace.config.model import ACCEL_EBPF, ACCEL_SPLICE, MAX_MTU
+from passt.userspace.config.model import ACCEL_EBPF, ACCEL_SPLICE, MAX_MTU, MAX_SOCKET_PATH
 from passt.userspace.flow.rules import is_ifname
 from passt.userspace.wire.names import labels
+
+MAX_DESCRIPTOR = 0x7FFFFFFF
 
 #: Longest host name in bytes (RFC 1035, 2.3.4, less length octets).
 MAX_HOSTNAME = 253
@@ -145,6 +147,21 @@ def path(name: str, text: str) -> str:
     if not text:
         raise UsageError(f"Invalid {name}: {text}")
     return text
+
+
+def socket_path(text: str) -> str:
+    """Return the path of a socket of at most 107 bytes."""
+    if not 0 < len(os.fsencode(text)) <= MAX_SOCKET_PATH:
+        raise UsageError(f"Invalid socket path: {text}")
+    return text
+
+
+def descriptor(text: str) -> int:
+    """Read the number of a descriptor."""
+    number = c_number(text)
+    if number is None or number > MAX_DESCRIPTOR:
+        raise UsageError(f"Invalid --fd: {text}")
+    return number
 
 
 def netns(text: str) -> str:

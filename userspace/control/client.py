@@ -10,7 +10,6 @@ import os
 import struct
 
 from passt.syscalls import bare_socket as socket
-from passt.userspace.control.path import is_socket_path
 from passt.userspace.control.protocol import (
     MAX_REPLY,
     REFUSED,
@@ -20,6 +19,7 @@ from passt.userspace.control.protocol import (
     read_tables,
     unpack_reply,
 )
+from passt.userspace.socketpath import is_socket_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -11,13 +11,12 @@ A complete and sound request goes to ``replace``, which swaps the tables and has
 opened, partly by another thread, and says when it is done.  Until then the client is kept:
 the reply tells it of ports that could not be opened (:mod:`passt.userspace.control.protocol`).
 
-Access is by the mode of the socket's node (:mod:`passt.userspace.control.path`).
+Access is by the mode of the socket's node (:mod:`passt.userspace.socketpath`).
 """
 
 from __future__ import annotations
 
 import errno
-import struct
 
 from passt.syscalls import bare_socket as socket
 from passt.userspace import log
@@ -31,6 +30,7 @@ from passt.userspace.control.protocol import (
 )
 from passt.userspace.flow.rules import RuleError, RuleFormatError
 from passt.userspace.loop import EPOLLIN, EPOLLOUT
+from passt.userspace.socketpath import peer_pid
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,11 +58,9 @@ _LISTING_PAUSE = 1.0
 #: As upstream: one client may be waiting, further ones are held up in connect(2).
 _BACKLOG = 0
 
-_UCRED = struct.Struct("=iII")
-
 
 class ControlServer:
-    """Serves ``sock``, bound by :func:`~passt.userspace.control.path.bind_socket`.
+    """Serves ``sock``, bound by :func:`~passt.userspace.socketpath.bind_private`.
 
     * ``tables_view()`` returns the tables in force, by ascending pif.
     * ``replace(tables, done)`` puts new tables in force.  It calls ``done(problems)`` once, at
@@ -165,7 +163,7 @@ class Session:
             "control-client",
             log.INFO,
             "Accepted configuration client, PID %d",
-            _peer_pid(self._sock),
+            peer_pid(self._sock),
         )
         try:
             self._loop.add(self._fd, EPOLLIN, self._on_event)
@@ -256,13 +254,3 @@ class Session:
     def _on_time_limit(self) -> None:
         log.limited("control-time-out", log.WARNING, "Configuration client timed out")
         self.close()
-
-
-def _peer_pid(sock: socket.socket) -> int:
-    """PID of the client when it connected; 0 if it is invisible from our PID namespace."""
-    try:
-        cred = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    except OSError:
-        return 0
-    pid: int = _UCRED.unpack(cred)[0]
-    return pid

@@ -312,21 +312,3 @@ def test_loss_of_the_tap_ends_us(pasta: Runner) -> None:
     assert process.wait(3) == 1
     assert process.stderr is not None
     assert re.search("on (/dev/net/tun|tap) device, exiting\n$", process.stderr.read())
-
-
-def test_passt_says_what_it_lacks(user_pasta: Runner, tmp_path: Path) -> None:
-    script = user_pasta.program.argv[-1]
-    passt = Path(f"/tmp/passt-{os.getpid()}")
-    passt.symlink_to(script)
-    try:
-        done = user_pasta.run([str(passt)])
-        assert done.returncode == 1
-        assert done.stderr == (
-            "passt mode needs a guest socket, which this version does not provide yet\n"
-        )
-        assert user_pasta.run([str(passt), "--version"]).stdout.startswith("passt ")
-        assert '"type": "net"' in user_pasta.run([str(passt), "--print-capabilities"]).stdout
-        assert user_pasta.run([str(passt), "--help"]).returncode == 0
-        assert user_pasta.run([str(passt), "--bogus"]).returncode == 1
-    finally:
-        passt.unlink()

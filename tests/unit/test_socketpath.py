@@ -1,4 +1,4 @@
-"""The path of a control socket: whose it is, and what is found there."""
+"""The path of a socket: whose it is, and what is found there."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from passt.kernel.errors import SetupError
 from passt.syscalls import bare_socket
-from passt.userspace.control.path import bind_socket
+from passt.userspace.socketpath import bind_first, bind_private, bind_socket
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def path(tmp_path: Path) -> Iterator[str]:
 
 def refusal(path: str) -> str:
     with pytest.raises(SetupError) as caught:
-        bind_socket(path)
+        bind_private(path)
     return str(caught.value)
 
 
@@ -36,29 +36,29 @@ def connect(path: str) -> int:
 
 
 def test_only_the_owner_may_connect(path: str) -> None:
-    with closing(bind_socket(path)) as sock:
+    with closing(bind_private(path)) as sock:
         assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
         assert not sock.getblocking()
         assert not os.get_inheritable(sock.fileno())
 
 
 def test_nobody_is_there_before_it_listens(path: str) -> None:
-    with closing(bind_socket(path)) as sock:
+    with closing(bind_private(path)) as sock:
         assert connect(path) == errno.ECONNREFUSED
         sock.listen(0)
         assert connect(path) == 0
 
 
 def test_dead_socket_is_replaced(path: str) -> None:
-    bind_socket(path).close()
-    with closing(bind_socket(path)) as sock:
+    bind_private(path).close()
+    with closing(bind_private(path)) as sock:
         sock.listen(0)
         assert connect(path) == 0
 
 
 @pytest.mark.parametrize("waiting", [0, 1])
 def test_socket_in_use_stays(path: str, waiting: int) -> None:
-    with closing(bind_socket(path)) as sock:
+    with closing(bind_private(path)) as sock:
         sock.listen(0)
         clients = [socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) for _ in range(waiting)]
         for client in clients:
@@ -77,7 +77,7 @@ def test_regular_file_stays(path: str) -> None:
 
 
 def test_link_to_a_dead_socket_stays(path: str) -> None:
-    bind_socket(path + ".real").close()
+    bind_private(path + ".real").close()
     os.symlink(path + ".real", path)
     assert refusal(path) == f"{path} exists and is not a socket"
     assert os.path.islink(path)
@@ -94,5 +94,35 @@ def test_paths_that_cannot_be(path: str) -> None:
 def test_longest_path(tmp_path: Path) -> None:
     name = str(tmp_path / "x")
     name += "x" * (107 - len(name))
-    with closing(bind_socket(name)):
+    with closing(bind_private(name)):
         assert os.path.exists(name)
+
+
+def test_the_umask_decides_elsewhere(path: str) -> None:
+    os.umask(0o027)
+    try:
+        with closing(bind_socket(path)):
+            assert stat.S_IMODE(os.stat(path).st_mode) == 0o750
+    finally:
+        os.umask(0)
+
+
+def test_first_free_path_is_taken(tmp_path: Path) -> None:
+    paths = [str(tmp_path / f"passt_{number}.socket") for number in range(1, 5)]
+    Path(paths[0]).write_text("precious")
+    bind_socket(paths[2]).close()
+    with closing(bind_socket(paths[1])) as first:
+        first.listen(0)
+        second, path = bind_first(paths)
+        with closing(second):
+            assert path == paths[2]
+            assert second.getsockname() == paths[2]
+
+
+def test_no_path_is_free(tmp_path: Path) -> None:
+    paths = [str(tmp_path / f"passt_{number}.socket") for number in (1, 2)]
+    for path in paths:
+        Path(path).write_text("precious")
+    with pytest.raises(SetupError) as caught:
+        bind_first(paths)
+    assert str(caught.value) == f"{paths[1]} exists and is not a socket"

@@ -1,9 +1,8 @@
 """A socket in the file system, bound early and listening late.
 
 The path is taken while we are who our caller is, so that the socket belongs to the caller, and
-long before we can serve anyone.  Until :meth:`~passt.userspace.control.server.ControlServer.start`
-connecting to it fails with ECONNREFUSED, as if nobody was there: who retries until it works has
-waited for readiness.
+long before we can serve anyone.  Until somebody listens on it, connecting fails with ECONNREFUSED,
+as if nobody was there: who retries until it works has waited for readiness.
 
 Nothing removes the socket when we end, which may be long after the path is out of reach.  So a
 socket found at the path is replaced if nobody listens on it, as connecting tells; anything else
@@ -17,31 +16,46 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import struct
 
 from passt.kernel.errors import SetupError, reason
 from passt.syscalls import bare_socket as socket
+from passt.userspace.config.model import MAX_SOCKET_PATH
 
-#: Longest path in bytes: sun_path less the terminating NUL.
-MAX_PATH = 107
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _MODE_0600 = 0o177
+
+_UCRED = struct.Struct("=iII")
 
 
 def is_socket_path(path: str) -> bool:
     """Tell whether ``path`` can be the address of a socket at all: neither empty nor too long."""
-    return 0 < len(os.fsencode(path)) <= MAX_PATH
+    return 0 < len(os.fsencode(path)) <= MAX_SOCKET_PATH
+
+
+def bind_private(path: str) -> socket.socket:
+    """As :func:`bind_socket`, mode 0600.
+
+    Changes the umask for a moment: not for processes that have other threads.
+    """
+    mask = os.umask(_MODE_0600)
+    try:
+        return bind_socket(path)
+    finally:
+        os.umask(mask)
 
 
 def bind_socket(path: str) -> socket.socket:
-    """Return a non-blocking stream socket bound to ``path``, mode 0600, not listening yet.
+    """Return a non-blocking stream socket bound to ``path``, not listening yet.
 
-    Raises :class:`~passt.kernel.errors.SetupError`.  Changes the umask for a moment: not for
-    processes that have other threads.
+    Raises :class:`~passt.kernel.errors.SetupError`.
     """
     if not is_socket_path(path):
         raise SetupError(f'Invalid socket path "{path}"')
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    mask = os.umask(_MODE_0600)
     try:
         _remove_dead(path)
         sock.bind(path)
@@ -51,9 +65,31 @@ def bind_socket(path: str) -> socket.socket:
     except SetupError:
         sock.close()
         raise
-    finally:
-        os.umask(mask)
     return sock
+
+
+def bind_first(paths: Iterable[str]) -> tuple[socket.socket, str]:
+    """Bind to the first of ``paths`` that is free: the socket, and which one it was.
+
+    Raises :class:`~passt.kernel.errors.SetupError`, for the last of them.
+    """
+    failure = SetupError("No socket path")
+    for path in paths:
+        try:
+            return bind_socket(path), path
+        except SetupError as error:
+            failure = error
+    raise failure
+
+
+def peer_pid(sock: socket.socket) -> int:
+    """PID of the client when it connected; 0 if it is invisible from our PID namespace."""
+    try:
+        cred = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    except OSError:
+        return 0
+    pid: int = _UCRED.unpack(cred)[0]
+    return pid
 
 
 def _remove_dead(path: str) -> None:

@@ -1,0 +1,265 @@
+"""Frames over a stream socket: how QEMU's ``-netdev stream`` carries those of a virtual machine.
+
+Each frame, both ways, follows its length: 4 bytes, big endian, not counting themselves (net/stream
+of QEMU; passt(1)).  There are no superframes and no checksums left to others: what the guest sends
+is complete, and what it gets is completed here.
+
+**Receiving.**  Bytes are read into one buffer, which frames are handled in where they lie.  What is
+left of the last one, be it in the middle of its length, stays for the next read.  A guest that
+sends many small frames in one go is served in batches, others in between.  A length that no frame
+has means that the two sides do not agree any more on where frames begin, and nothing can mend that:
+the connection ends.  The next starts from nothing.
+
+**Sending.**  A write that takes only a part of a frame must be continued, whatever happens, and no
+other frame can come in between.  The rest of it is kept, and sent as soon as the socket has room;
+until then all others are dropped, as by an interface whose queue is full.  Thus a guest that does
+not read costs one frame of memory, and nobody's time.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from passt.syscalls import bare_socket as socket
+from passt.syscalls.mmsg import anonymous
+from passt.userspace import log
+from passt.userspace.link.base import GSO_NONE, MAX_FRAME, MIN_FRAME, Link
+from passt.userspace.loop import EPOLLIN, EPOLLOUT
+from passt.userspace.wire.checksum import complete
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from passt.userspace.loop import Loop
+
+#: Frames handled before others get their turn.
+BATCH = 256
+
+#: Lengths that a frame from the guest can have.
+_SHORTEST = 14
+_LONGEST = 65535
+
+#: Before each frame: where its checksum starts, and the field within, both 0 for none; its length.
+_PREFIX = struct.Struct("=HH4x")
+_LENGTH = struct.Struct("!I")
+_HEADROOM = _PREFIX.size
+_LENGTH_AT = _HEADROOM - _LENGTH.size
+
+#: Read at once at most; memory that is not used is not taken.
+_BUFFER = 1 << 20
+#: Reads that find the end of a connection, as its queue holds less than all but the last.
+_READS = 4
+
+_FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+
+
+class StreamLink(Link):
+    """A :class:`Link` over one connection at a time; without one, frames are dropped.
+
+    ``on_closed()`` is called when a connection has ended, by whoever's doing.
+    """
+
+    headroom = _HEADROOM
+
+    def __init__(self, loop: Loop, on_closed: Callable[[], None]) -> None:
+        super().__init__()
+        self._loop = loop
+        self._on_closed = on_closed
+        self._sock: socket.socket | None = None
+        self._fd = -1
+        self.tx = memoryview(bytearray(_HEADROOM + MAX_FRAME + 64))
+        self._buffer = anonymous(_BUFFER).view
+        #: What was read and is not handled yet is ``_buffer[_at:_end]``.
+        self._at = self._end = 0
+        #: It is more than the beginning of a frame, and will be handled in the next round.
+        self._behind = False
+        #: What is to follow of a frame that was sent in part.
+        self._rest = memoryview(b"")
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection."""
+        return self._sock is not None
+
+    def fileno(self) -> int:
+        """The descriptor of the connection, −1 if there is none."""
+        return self._fd
+
+    def attach(self, sock: socket.socket) -> None:
+        """Carry frames over ``sock``, ours from here on; there must be no connection.
+
+        OSError if it cannot be watched.
+        """
+        self._loop.add(sock.fileno(), EPOLLIN, self._on_event)
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._at = self._end = 0
+        self._rest = memoryview(b"")
+
+    def prefix(
+        self,
+        gso_type: int = GSO_NONE,
+        gso_size: int = 0,
+        hdr_len: int = 0,
+        csum_start: int = 0,
+        csum_offset: int = 0,
+    ) -> bytes:
+        """What is to be known of the frame when it is sent; see :meth:`Link.prefix`."""
+        return _PREFIX.pack(csum_start, csum_offset)
+
+    # From the guest.
+
+    def look(self) -> None:
+        """See whether the connection has ended, as its event may still be on its way."""
+        for _ in range(_READS):
+            if self._behind or not self._read():
+                break
+
+    def _on_event(self, events: int) -> None:
+        if events & EPOLLOUT:
+            self._send_rest()
+        # Whatever else happened, reading will tell; a connection that has ended may hold data.
+        if events & ~EPOLLOUT and not self._behind:
+            self._read()
+
+    def _read(self) -> bool:
+        """Read what there is, once, and handle the frames in it; False if there was nothing.
+
+        Not while there are frames to be handled: the buffer may be full of them.
+        """
+        sock = self._sock
+        if sock is None:
+            return False
+        self._make_room()
+        try:
+            count = sock.recv_into(self._buffer[self._end :], 0, _FLAGS)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError:
+            count = 0
+        if not count:
+            self._close()
+            return False
+        self._end += count
+        self._handle()
+        return True
+
+    def _make_room(self) -> None:
+        """Move the beginning of a frame to that of the buffer."""
+        left = self._end - self._at
+        if left and self._at:
+            self._buffer[:left] = self._buffer[self._at : self._end]
+        self._at = 0
+        self._end = left
+
+    def _continue(self) -> None:
+        """Handle what was left for this round."""
+        self._behind = False
+        if self._sock is not None:
+            self._handle()
+
+    def _handle(self) -> None:
+        """Handle the frames that were read, as many as one batch has."""
+        buffer = self._buffer
+        receiver = self.receiver
+        at, end = self._at, self._end
+        count = 0
+        sound = True
+        while end - at >= 4:
+            (size,) = _LENGTH.unpack_from(buffer, at)
+            if not _SHORTEST <= size <= _LONGEST:
+                sound = False
+                break
+            start = at + 4
+            stop = start + size
+            if stop > end:
+                break
+            if count == BATCH:
+                self._behind = True
+                self._loop.again(self._continue)
+                break
+            if self.capture is not None:
+                self.capture(buffer[start:stop])
+            receiver(buffer, start, stop)
+            count += 1
+            at = stop
+        self._at = at
+        self.rx_frames += count
+        self.batch_end()
+        if not sound:
+            log.limited(
+                "frame-size", log.WARNING, "Bad frame size from guest, resetting connection"
+            )
+            self._close()
+
+    def _close(self) -> None:
+        """End the connection."""
+        sock = self._sock
+        if sock is None:
+            return
+        self._loop.close(sock, self._fd)
+        self._sock = None
+        self._fd = -1
+        self._on_closed()
+
+    # To the guest.
+
+    def send(self, length: int) -> bool:
+        """Send ``tx[:length]``; False if there is nobody, or no room."""
+        sock = self._sock
+        if sock is None or self._rest:
+            self.tx_dropped += 1
+            return False
+        tx = self.tx
+        start, offset = _PREFIX.unpack_from(tx)
+        if start:
+            complete(tx[_HEADROOM:length], start, offset)
+        least = _HEADROOM + MIN_FRAME
+        if length < least:
+            tx[length:least] = bytes(least - length)
+            length = least
+        _LENGTH.pack_into(tx, _LENGTH_AT, length - _HEADROOM)
+        whole = tx[_LENGTH_AT:length]
+        try:
+            sent = sock.send(whole, _FLAGS)
+        except OSError:
+            # No room; or nobody any more, which reading will tell.
+            self.tx_dropped += 1
+            return False
+        if sent < len(whole):
+            self._rest = memoryview(bytes(whole[sent:]))
+            self._loop.modify(self._fd, EPOLLIN | EPOLLOUT)
+        self.tx_frames += 1
+        if self.capture is not None:
+            self.capture(whole[4:])
+        return True
+
+    def sendv(self, parts: Sequence[memoryview | bytes]) -> bool:
+        """Send one frame gathered from ``parts``; False if there is nobody, or no room."""
+        tx = self.tx
+        end = 0
+        for part in parts:
+            start = end
+            end += len(part)
+            if end > _HEADROOM + MAX_FRAME:
+                self.tx_dropped += 1
+                return False
+            tx[start:end] = part
+        return self.send(end)
+
+    def _send_rest(self) -> None:
+        """Go on with the frame that was sent in part."""
+        sock = self._sock
+        if sock is None:
+            return
+        try:
+            sent = sock.send(self._rest, _FLAGS)
+        except BlockingIOError:
+            return
+        except OSError:
+            # Reading will tell.
+            sent = len(self._rest)
+        self._rest = self._rest[sent:]
+        if not self._rest:
+            self._loop.modify(self._fd, EPOLLIN)
