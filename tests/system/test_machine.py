@@ -277,16 +277,33 @@ def test_capture(start_machine: StartMachine, sockets: str) -> None:
     assert f"{net.REMOTE[4]} > {net.HOST[4]}: ICMP echo reply" in shown
 
 
-def test_state_of_the_process(start_machine: StartMachine) -> None:
-    machine = start_machine("-t", "7001")
-    fields = status(machine._passt.process.pid)
-    nothing = "0" * 16
-    assert (fields["Seccomp"], fields["NoNewPrivs"], fields["Threads"]) == ("2", "1", "1")
-    for name in ("CapEff", "CapPrm", "CapInh", "CapBnd", "CapAmb"):
-        assert fields[name] == nothing, name
-    root = f"/proc/{machine._passt.process.pid}/root"
-    assert os.listdir(root) == []
-    assert os.statvfs(root).f_flag & os.ST_RDONLY
+@pytest.mark.parametrize("starter", ["user", "root"])
+def test_state_of_the_process(
+    topology: Topology, program: Program, user: User, sockets: str, starter: str
+) -> None:
+    """Whoever starts it; root is nobody from then on, and the socket remains root's."""
+    who, port = (user, 7001) if starter == "user" else (User("root"), 80)
+    passt = Passt(program, topology.host, who, sockets, "-t", str(port))
+    try:
+        machine = Machine(topology, passt)
+        topology.host.connect("127.0.0.1", port).close()
+        pid = passt.process.pid
+        fields = status(pid)
+        assert (fields["Seccomp"], fields["NoNewPrivs"], fields["Threads"]) == ("2", "1", "1")
+        for name in ("CapEff", "CapPrm", "CapInh", "CapBnd", "CapAmb"):
+            assert fields[name] == "0" * 16, name
+        uid = user.uid if starter == "user" else User("nobody").uid
+        assert fields["Uid"] == " ".join([str(uid)] * 4)
+        assert os.stat(passt.path).st_uid == who.uid
+        root = f"/proc/{pid}/root"
+        assert os.listdir(root) == []
+        assert os.statvfs(root).f_flag & os.ST_RDONLY
+        for kind in ("user", "mnt", "ipc", "uts"):
+            assert os.readlink(f"/proc/{pid}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}")
+        machine.unplug()
+        topology.remove(machine.ns)
+    finally:
+        passt.close()
 
 
 # Ways to start.

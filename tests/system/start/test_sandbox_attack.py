@@ -6,6 +6,7 @@ interpreter imports before the program and which has the event loop run the test
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import signal
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.system.kit.machine import passt_command
 from tests.system.start.runner import Runner, alive, wait_gone
 
 pytestmark = [
@@ -75,18 +77,28 @@ Attack = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def attack(user_pasta: Runner, tmp_path: Path) -> Attack:
-    """A function that starts pasta, has it run a body of code, and returns how it ended."""
-    tmp_path.chmod(0o755)
+    """A function that starts pasta, has it run a body of code, and returns how it ended.
+
+    Or passt, with *machine*.
+    """
+    tmp_path.chmod(0o777)
     for parent in list(tmp_path.parents)[:2]:
         parent.chmod(0o755)
     code = tmp_path / "sitecustomize.py"
 
     def run(
-        body: str, *, thread: bool = False, options: tuple[str, ...] = ("--", "true")
+        body: str,
+        *,
+        thread: bool = False,
+        options: tuple[str, ...] = ("--", "true"),
+        machine: bool = False,
     ) -> subprocess.CompletedProcess[str]:
         body = textwrap.indent(textwrap.dedent(body).strip(), "    ")
         code.write_text(f"in_thread = {thread}\ndef attack():\n{body}\n{PRELUDE}")
         env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path)}
+        if machine:
+            words = [*passt_command(user_pasta.program), "-f", "-D", "none"]
+            return user_pasta.run([*words, "-q", "-s", str(tmp_path / "socket")], env=env)
         return user_pasta("-q", *options, env=env)
 
     return run
@@ -176,6 +188,32 @@ def test_call(attack: Attack, name: str) -> None:
 def test_call_of_the_other_thread(attack: Attack, name: str) -> None:
     done = attack(f"return {CALLS[name]}", thread=True)
     assert (done.returncode, done.stderr) == (-signal.SIGSYS, "")
+
+
+#: What pasta may do, for its command and its namespace, and passt may not.
+PASTA_CALLS = {
+    "splice": "call(275, -1, 0, -1, 0, 0, 0)",
+    "pipe2": "call(293, address, 0)",
+    "wait4": "call(61, -1, 0, 0, 0)",
+    "lseek": "call(8, 0, 0, 0)",
+    "getdents64": "call(217, 0, address, 4096)",
+    "readv": "call(19, 0, address, 1)",
+    "leaving the tap": "call(16, 0, 0x400454cb, 1)",
+}
+
+
+@pytest.mark.parametrize("name", [*CALLS, *PASTA_CALLS])
+def test_call_of_passt(attack: Attack, name: str) -> None:
+    done = attack(f"return {(CALLS | PASTA_CALLS)[name]}", machine=True)
+    assert (done.returncode, done.stderr) == (-signal.SIGSYS, "")
+
+
+def test_harness_with_passt(attack: Attack) -> None:
+    """Code does run there, and the size of the queue can be set, which pasta's may not be."""
+    queue = "call(54, -1, 1, 7, address, 4)"
+    done = attack(f"{queue}; os._exit(10 + ctypes.get_errno())", machine=True)
+    assert (done.returncode, done.stderr) == (10 + errno.EBADF, "")
+    assert attack(f"return {queue}").returncode == -signal.SIGSYS
 
 
 @pytest.mark.parametrize(
