@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from passt.syscalls import bare_socket
 from passt.userspace import log
 from passt.userspace.link import stream
-from passt.userspace.link.base import MIN_FRAME
+from passt.userspace.link.base import GSO_TCPV4, MIN_FRAME
 from passt.userspace.link.stream import BATCH, StreamLink
 from passt.userspace.loop import Loop
 from passt.userspace.wire.checksum import checksum, fold, pseudo_sum
+from tests.unit.test_segment import TCP, frames_of, superframe
 
 SHORTEST, LONGEST = 14, 65535
 
@@ -194,6 +195,25 @@ def test_checksums_are_completed(rig: Rig) -> None:
     received = rig.received()
     assert received[:34] == bytes(34)
     assert checksum(received[34:], pseudo) == 0
+
+
+def test_superframes_arrive_as_frames(rig: Rig) -> None:
+    payload = bytes(range(200)) * 20
+    made = superframe(4, TCP, payload)
+    captured: list[bytes] = []
+    rig.link.capture = lambda data: captured.append(bytes(data))
+    prefix = rig.link.prefix(GSO_TCPV4, 1460, made.header, made.start, made.offset)
+    assert rig.link.sendv((prefix, made.frame))
+    received = [rig.received() for _ in range(3)]
+    assert received == frames_of(made, 1460) == captured
+    assert rig.link.tx_frames == 3
+
+
+def test_superframes_of_crumbs_are_too_much(rig: Rig) -> None:
+    made = superframe(4, TCP, bytes(60000))
+    prefix = rig.link.prefix(GSO_TCPV4, 8, made.header, made.start, made.offset)
+    assert not rig.link.sendv((prefix, made.frame))
+    assert rig.link.tx_dropped == 1
 
 
 def test_parts_are_gathered(rig: Rig) -> None:

@@ -1,8 +1,8 @@
 """Frames over a stream socket: how QEMU's ``-netdev stream`` carries those of a virtual machine.
 
 Each frame, both ways, follows its length: 4 bytes, big endian, not counting themselves (net/stream
-of QEMU; passt(1)).  There are no superframes and no checksums left to others: what the guest sends
-is complete, and what it gets is completed here.
+of QEMU; passt(1)).  There are no superframes on it, and no checksums left to others: what the guest
+sends is complete, and what it gets is cut (:mod:`passt.userspace.link.segment`) and completed here.
 
 **Receiving.**  Bytes are read into one buffer, which frames are handled in where they lie.  What is
 left of the last one, be it in the middle of its length, stays for the next read.  A guest that
@@ -11,9 +11,9 @@ has means that the two sides do not agree any more on where frames begin, and no
 the connection ends.  The next starts from nothing.
 
 **Sending.**  A write that takes only a part of a frame must be continued, whatever happens, and no
-other frame can come in between.  The rest of it is kept, and sent as soon as the socket has room;
+other frame can come in between.  The rest is kept, and sent as soon as the socket has room;
 until then all others are dropped, as by an interface whose queue is full.  Thus a guest that does
-not read costs one frame of memory, and nobody's time.
+not read costs one superframe of memory, and nobody's time.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from passt.syscalls import bare_socket as socket
 from passt.syscalls.mmsg import anonymous
 from passt.userspace import log
 from passt.userspace.link.base import GSO_NONE, MAX_FRAME, MIN_FRAME, Link
+from passt.userspace.link.segment import cut, room
 from passt.userspace.loop import EPOLLIN, EPOLLOUT
 from passt.userspace.wire.checksum import complete
 
@@ -40,14 +41,17 @@ BATCH = 256
 _SHORTEST = 14
 _LONGEST = 65535
 
-#: Before each frame: where its checksum starts, and the field within, both 0 for none; its length.
-_PREFIX = struct.Struct("=HH4x")
+#: Before each frame: where its checksum starts, and the field within, both 0 for none; bytes of
+#: payload that it is to be cut into, 0 for an ordinary frame, and of all headers; its length.
+_PREFIX = struct.Struct("=HHHH4x")
 _LENGTH = struct.Struct("!I")
 _HEADROOM = _PREFIX.size
 _LENGTH_AT = _HEADROOM - _LENGTH.size
 
 #: Read at once at most; memory that is not used is not taken.
 _BUFFER = 1 << 20
+#: Room for what a superframe is cut into.
+_CUT = 1 << 18
 #: Reads that find the end of a connection, as its queue holds less than all but the last.
 _READS = 4
 
@@ -69,7 +73,9 @@ class StreamLink(Link):
         self._sock: socket.socket | None = None
         self._fd = -1
         self.tx = memoryview(bytearray(_HEADROOM + MAX_FRAME + 64))
+        self.gso_tcp4 = self.gso_tcp6 = self.gso_udp = True
         self._buffer = anonymous(_BUFFER).view
+        self._frames = anonymous(_CUT).view
         #: What was read and is not handled yet is ``_buffer[_at:_end]``.
         self._at = self._end = 0
         #: It is more than the beginning of a frame, and will be handled in the next round.
@@ -106,7 +112,7 @@ class StreamLink(Link):
         csum_offset: int = 0,
     ) -> bytes:
         """What is to be known of the frame when it is sent; see :meth:`Link.prefix`."""
-        return _PREFIX.pack(csum_start, csum_offset)
+        return _PREFIX.pack(csum_start, csum_offset, gso_size, hdr_len)
 
     # From the guest.
 
@@ -207,12 +213,13 @@ class StreamLink(Link):
 
     def send(self, length: int) -> bool:
         """Send ``tx[:length]``; False if there is nobody, or no room."""
-        sock = self._sock
-        if sock is None or self._rest:
+        if self._sock is None or self._rest:
             self.tx_dropped += 1
             return False
         tx = self.tx
-        start, offset = _PREFIX.unpack_from(tx)
+        start, offset, size, header = _PREFIX.unpack_from(tx)
+        if size:
+            return self._send_cut(tx[_HEADROOM:length], size, header, start, offset)
         if start:
             complete(tx[_HEADROOM:length], start, offset)
         least = _HEADROOM + MIN_FRAME
@@ -220,20 +227,40 @@ class StreamLink(Link):
             tx[length:least] = bytes(least - length)
             length = least
         _LENGTH.pack_into(tx, _LENGTH_AT, length - _HEADROOM)
-        whole = tx[_LENGTH_AT:length]
+        return self._write(tx[_LENGTH_AT:length], 1)
+
+    def _send_cut(self, frame: memoryview, size: int, header: int, start: int, offset: int) -> bool:
+        """Send the superframe ``frame`` as frames with ``size`` bytes of payload each."""
+        if room(len(frame), size, header) > _CUT:
+            self.tx_dropped += 1
+            return False
+        end = cut(frame, size, header, start, offset, self._frames)
+        return self._write(self._frames[:end], -(-(len(frame) - header) // size))
+
+    def _write(self, whole: memoryview, count: int) -> bool:
+        """Write ``count`` frames with their lengths; False if none of them was taken."""
+        assert self._sock is not None
         try:
-            sent = sock.send(whole, _FLAGS)
+            sent = self._sock.send(whole, _FLAGS)
         except OSError:
             # No room; or nobody any more, which reading will tell.
-            self.tx_dropped += 1
+            self.tx_dropped += count
             return False
         if sent < len(whole):
             self._rest = memoryview(bytes(whole[sent:]))
             self._loop.modify(self._fd, EPOLLIN | EPOLLOUT)
-        self.tx_frames += 1
+        self.tx_frames += count
         if self.capture is not None:
-            self.capture(whole[4:])
+            self._capture_all(whole)
         return True
+
+    def _capture_all(self, whole: memoryview) -> None:
+        """Pass frames that were sent, with their lengths, to the capture."""
+        at = 0
+        while at < len(whole) and self.capture is not None:
+            (size,) = _LENGTH.unpack_from(whole, at)
+            self.capture(whole[at + 4 : at + 4 + size])
+            at += 4 + size
 
     def sendv(self, parts: Sequence[memoryview | bytes]) -> bool:
         """Send one frame gathered from ``parts``; False if there is nobody, or no room."""
