@@ -286,7 +286,7 @@ def test_state_of_the_process(
     passt = Passt(program, topology.host, who, sockets, "-t", str(port))
     try:
         machine = Machine(topology, passt)
-        topology.host.connect("127.0.0.1", port).close()
+        topology.host.wait_listening(port)
         pid = passt.process.pid
         fields = status(pid)
         assert (fields["Seccomp"], fields["NoNewPrivs"], fields["Threads"]) == ("2", "1", "1")
@@ -334,8 +334,8 @@ def test_background_and_one_off(run_passt: RunPasst, sockets: str) -> None:
     pid = int(Path(pid_file).read_text())
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as guest:
-            guest.settimeout(10)
             guest.connect(path)
+            guest.settimeout(10)
             assert asked(guest, ARP_REQUEST)
         wait_for(lambda: not os.path.exists(f"/proc/{pid}"), what="end of passt with its guest")
     finally:

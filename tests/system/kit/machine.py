@@ -51,11 +51,11 @@ class Passt:
         return any(row[-1] == self.path and row[3] == "00010000" for row in rows)
 
     def connect(self) -> socket.socket:
-        """Return a connection to the guest's socket."""
+        """Return a connection to the guest's socket, which may have to wait for its turn."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.settimeout(10.0)
         self.host.processes.sockets.add(sock)
         sock.connect(self.path)
+        sock.settimeout(10.0)
         return sock
 
     def messages(self) -> str:

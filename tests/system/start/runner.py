@@ -69,11 +69,23 @@ def status(pid: int) -> dict[str, str]:
 
 
 def alive(pid: int) -> bool:
-    """Whether the process exists and is not a zombie."""
+    """Whether the process exists, and one of its threads is no zombie: they share descriptors."""
     try:
-        return status(pid)["State"][0] not in "ZX"
+        threads = os.listdir(f"/proc/{pid}/task")
+        return any(status(int(thread))["State"][0] not in "ZX" for thread in threads)
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def links(pid: int) -> dict[int, str]:
+    """What the descriptors of the process lead to, by number; some may come and go meanwhile."""
+    found = {}
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            found[int(name)] = os.readlink(f"/proc/{pid}/fd/{name}")
+        except FileNotFoundError:
+            continue
+    return found
 
 
 def wait_gone(pid: int, timeout: float = 3.0) -> None:
@@ -100,7 +112,7 @@ def command_of(process: subprocess.Popen[str], name: str = "sleep") -> int:
     """Wait until the command of pasta *process*, called *name*, was executed; its process id."""
 
     def find() -> int:
-        assert process.poll() is None, "pasta has ended"
+        assert process.poll() is None, (process.returncode, process.communicate())
         with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
             for word in file.read().split():
                 try:

@@ -16,7 +16,7 @@ import pytest
 from tests.system.kit.netns import Netns, wait_for
 from tests.system.kit.pasta import Program
 from tests.system.kit.users import User
-from tests.system.start.runner import Runner, alive, command_of, status, wait_gone
+from tests.system.start.runner import Runner, alive, command_of, links, status, wait_gone
 
 pytestmark = pytest.mark.system
 
@@ -239,8 +239,9 @@ def test_follower(instance: Instance) -> None:
         assert instance.uid == NOBODY or instance.starter.root
         assert (root / Path("/etc/resolv.conf").resolve().name).exists()
     assert os.statvfs(root).f_flag & os.ST_RDONLY
-    links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
-    kinds = sorted(link.partition(":[")[0] for link in links if not link.endswith("/null"))
+    kinds = sorted(
+        link.partition(":[")[0] for link in links(pid).values() if not link.endswith("/null")
+    )
     assert kinds == ["anon_inode:inotify", *["socket"] * 4]
 
 
@@ -258,8 +259,7 @@ def test_descriptors(instance: Instance) -> None:
 
     But for the directory whose entry is watched.
     """
-    folder = f"/proc/{instance.pid}/fd"
-    links = [os.readlink(f"{folder}/{fd}") for fd in os.listdir(folder) if int(fd) > 2]
-    strange = [link for link in links if not ALLOWED.fullmatch(link)]
+    found = links(instance.pid)
+    strange = [found[fd] for fd in found if fd > 2 and not ALLOWED.fullmatch(found[fd])]
     assert all(link.endswith(("/ns", "/run/netns")) for link in strange), strange
     assert len(strange) <= 1

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.system.kit.netns import Netns, wait_for
-from tests.system.start.runner import Runner, alive, status, wait_gone
+from tests.system.start.runner import Runner, alive, links, status, wait_gone
 
 pytestmark = pytest.mark.system
 
@@ -126,9 +126,9 @@ def test_daemon(pasta: Runner, pid_file: Path) -> None:
     assert found["NSpid"].split()[-1] == "1"
     assert found["CapPrm"] == found["CapEff"] == "0" * 16
     assert os.getsid(pid) == pid
-    links = {fd: os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
-    assert [links[fd] for fd in "012"] == ["/dev/null"] * 3
-    assert not [link for link in links.values() if link.startswith(("net:", "user:"))]
+    opened = links(pid)
+    assert [opened[fd] for fd in range(3)] == ["/dev/null"] * 3
+    assert not [link for link in opened.values() if link.startswith(("net:", "user:"))]
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGPIPE):
         os.kill(pid, number)
     time.sleep(0.1)
