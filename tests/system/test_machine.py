@@ -343,6 +343,32 @@ def test_background_and_one_off(run_passt: RunPasst, sockets: str) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
+def test_as_libvirt_starts_it(run_passt: RunPasst, remote: Netns, sockets: str) -> None:
+    path, pid_file = f"{sockets}/VM-net0.socket", f"{sockets}/VM-net0-passt.pid"
+    done = run_passt(
+        *("--one-off", "--socket", path, "--pid", pid_file, "--mtu", "1400"),
+        *("--interface", "eth0", "--log-file", f"{sockets}/log", "--hostname", "vm"),
+        *("--address", net.HOST[4], "--netmask", "24", "--address", net.HOST[6]),
+        *("--tcp-ports", f"{net.HOST[4]}%eth0/7001-7003:8001-8003,~7002"),
+        *("--udp-ports", "7001:8001"),
+    )
+    assert done.returncode == 0, done.stderr
+    pid = int(Path(pid_file).read_text())
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as guest:
+            guest.connect(path)
+            guest.settimeout(10)
+            assert asked(guest, ARP_REQUEST)
+            with remote.connect(net.HOST[4], 7003), pytest.raises(ConnectionRefusedError):
+                remote.connect(net.HOST[4], 7002)
+        wait_for(lambda: not os.path.exists(f"/proc/{pid}"), what="end of passt with its guest")
+    finally:
+        if os.path.exists(f"/proc/{pid}"):
+            os.kill(pid, signal.SIGKILL)
+    with open(f"{sockets}/log") as log:
+        assert "Client connection closed, exiting" in log.read()
+
+
 def test_quiet(run_passt: RunPasst, sockets: str) -> None:
     pid_file = f"{sockets}/pid"
     done = run_passt(
