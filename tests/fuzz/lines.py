@@ -38,6 +38,8 @@ class Lines:
         _monitoring.use_tool_id(tool, "tests.fuzz")
         _monitoring.register_callback(tool, _monitoring.events.LINE, self._line)
         _monitoring.set_events(tool, _monitoring.events.LINE)
+        # Lines that somebody before us has seen enough of.
+        _monitoring.restart_events()
 
     def stop(self) -> None:
         """Collect no more."""
