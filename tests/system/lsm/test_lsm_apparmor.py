@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.system.kit.machine import passt_command
 from tests.system.kit.netns import Netns
 from tests.system.kit.pasta import Program, forwarding
 from tests.system.kit.users import User
@@ -109,7 +110,7 @@ class Trace:
                 if begun:
                     self.files.add((words[0], "x"))
                     others.add(pid)
-                elif words[0].endswith("/pasta"):
+                elif words[0].endswith(("/pasta", "/passt")):
                     begun = True
             elif begun and name == "openat":
                 self._open(pid, arguments, result)
@@ -135,6 +136,11 @@ class Trace:
 @pytest.fixture(scope="module")
 def environment(program: Program, tmp_path_factory: pytest.TempPathFactory) -> Profile:
     """The profile of pasta as it is for the environment that the program under test is in."""
+    return profile_of("pasta", program, tmp_path_factory)
+
+
+def profile_of(name: str, program: Program, tmp_path_factory: pytest.TempPathFactory) -> Profile:
+    """The profile ``name`` likewise."""
     tunables = tmp_path_factory.mktemp("apparmor") / "tunables"
     tunables.mkdir()
     script = Path(program.argv[0])
@@ -144,7 +150,7 @@ def environment(program: Program, tmp_path_factory: pytest.TempPathFactory) -> P
     for folder in {Path(os.path.realpath(base)).parents[1], Path(sysconfig.get_path("data"))}:
         text += f"@{{passt_env}}+={folder}\n"
     (tunables / "passt").write_text(text)
-    return Profile(preprocess(FOLDER / "pasta", tunables.parent, FOLDER))
+    return Profile(preprocess(FOLDER / name, tunables.parent, FOLDER))
 
 
 @pytest.fixture
@@ -214,6 +220,35 @@ def test_joining_a_namespace_is_permitted(
     trace = Trace(output)
     assert any(re.search(r"^/proc/\d+/ns/|^net:", path) for path, _ in trace.files)
     assert not {entry for entry in trace.files if not environment.permits(*entry)}
+
+
+def test_what_passt_does_is_permitted(
+    program: Program,
+    host: Netns,
+    user: User,
+    tmp_path_factory: pytest.TempPathFactory,
+    place: Path,
+) -> None:
+    """Up to the end of its guest, who is at the other end of a descriptor, then of a socket."""
+    permitted = profile_of("passt", program, tmp_path_factory)
+    words = shlex.join(
+        [*passt_command(program), "-f", "-1", "-t", "7001", "-c", f"{place}/control"]
+    )
+    connect = f"import socket; socket.socket(socket.AF_UNIX).connect('{place}/s')"
+    guest = f'until python3 -c "{connect}" 2>/dev/null; do sleep 0.1; done'
+    script = f"""
+        strace -f -y -s 500 -e trace=openat,execve,mmap,mount,umount2,pivot_root \\
+            -o {place}/trace {words} -s {place}/s -l {place}/log -p {place}/pcap -P {place}/pid &
+        {guest}
+        wait $!
+    """
+    host.run(["sh", "-c", script], prefix=user.prefix, timeout=60)
+    trace = Trace(place / "trace")
+    assert len(trace.files) > 50
+    assert not {entry for entry in trace.files if not permitted.permits(*entry)}
+    rules = {call: MOUNTS.get(call, "") for call in trace.mounts}
+    assert all(rules.values()), rules
+    assert set(rules.values()) <= set(permitted.mounts)
 
 
 #: What shows in a trace that the root of the follower is ready.
