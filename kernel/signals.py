@@ -7,7 +7,7 @@ signal's number there at once.
 
 ==================  =========================================================
 SIGTERM, SIGQUIT    orderly end with status 0
-SIGCHLD             a child ended: the caller reaps
+SIGCHLD             a child ended: the caller reaps, or the kernel does
 SIGPIPE             ignored; writing tells by EPIPE
 SIGINT              the default action, not Python's exception
 ==================  =========================================================
@@ -62,12 +62,18 @@ class SignalPipe:
 
     __slots__ = ("_read", "_write")
 
-    def __init__(self) -> None:
-        """Take over the signals; OSError if no pipe can be had."""
+    def __init__(self, *, children: bool = True) -> None:
+        """Take over the signals; OSError if no pipe can be had.
+
+        Without ``children`` SIGCHLD is ignored, and the kernel does away with those that end, be
+        they ours or orphans of a PID namespace (wait(2)).
+        """
         self._read, self._write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         for number in (*_ENDING, signal.SIGCHLD):
             signal.signal(number, _left_to_the_pipe)
+        if not children:
+            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 
     def fileno(self) -> int:
         """Readable when :meth:`take` has something to tell."""

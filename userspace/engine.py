@@ -53,6 +53,8 @@ _USO = TUN_F_USO4 | TUN_F_USO6
 
 def preload(config: Config) -> None:
     """Import what assembly will need for ``config``, at a time when there is a wait anyway."""
+    if config.conf_path:
+        import passt.userspace.control.server
     if config.splice_only:
         return
     if config.mode == PASST:

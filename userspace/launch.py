@@ -49,6 +49,9 @@ _GC_THRESHOLD = 10000
 class Launch:
     """The second half of one start."""
 
+    #: The end of a child matters; otherwise we may not even ask for it.
+    waits_for_children = True
+
     def __init__(self, start: Startup) -> None:
         self.start = start
         preload(start.config)
@@ -199,7 +202,7 @@ class Launch:
     def settle(self) -> None:
         """Have signals come to the loop; what has been made so far stays for good."""
         loop = self.engine.loop
-        signals = SignalPipe()
+        signals = SignalPipe(children=self.waits_for_children)
 
         def on_signal(_events: int) -> None:
             ending, child_ended = signals.take()

@@ -5,8 +5,9 @@ long before we can serve anyone.  Until somebody listens on it, connecting fails
 as if nobody was there: who retries until it works has waited for readiness.
 
 Nothing removes the socket when we end, which may be long after the path is out of reach.  So a
-socket found at the path is replaced if nobody listens on it, as connecting tells; anything else
-found there stays, and is an error.
+socket found at the path is replaced if nobody has it any more; anything else found there stays,
+and is an error.  A datagram socket asks: one of a living program, be it listening yet or not,
+answers that it is of another type, and its program does not get a connection to nobody.
 
 Source: unix(7).  The mode of the new node is 0777 less the umask.
 """
@@ -93,15 +94,14 @@ def peer_pid(sock: socket.socket) -> int:
 
 
 def _remove_dead(path: str) -> None:
-    """Remove the socket at ``path`` if it is one and nobody listens."""
+    """Remove the socket at ``path`` if it is one and nobody has it."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
         raise SetupError(f"{path} exists and is not a socket")
-    probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    with socket.closing(probe):
+    with socket.closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as probe:
         error = probe.connect_ex(path)
     if error == errno.ECONNREFUSED:
         os.unlink(path)

@@ -108,6 +108,8 @@ class MachineStartup(Startup):
 class MachineLaunch(Launch):
     """The second half of one start of passt."""
 
+    waits_for_children = False
+
     def run(self) -> None:
         """Go through all steps but the last."""
         self.release_worker()

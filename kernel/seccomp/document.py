@@ -21,7 +21,7 @@ _HEAD = """\
 # System calls of the running program
 
 This page is made from `kernel/seccomp/groups.py` by `python -m passt.kernel.seccomp.document`.
-`pasta --print-seccomp` prints the list for the machine it runs on.
+`pasta --print-seccomp` and `passt --print-seccomp` print the list for the machine they run on.
 
 While pasta starts, it does what it needs to: opens files, forks, joins namespaces. Then, with
 everything open and before the first packet, it installs a filter for all of its threads, for
@@ -37,6 +37,9 @@ syscall=N`). The spawned command is not concerned: it was forked earlier.
   which are unix sockets, and those by which it asks for listening ports, which are netlink ones.
 * Make TCP, UDP and ping sockets, and do with them what any program of the user could do, in the
   host's network and, by asking the other thread, in the namespace's.
+
+In passt there is neither a tap nor another thread, but the socket on which guests are waited for,
+and that of the guest's connection.
 
 ## What is out of reach
 

@@ -434,8 +434,8 @@ def test_what_is_refused(run_passt: RunPasst, start_passt: StartPasst, sockets: 
 def test_options_of_passt_in_pasta(program: Program, host: Netns, user: User) -> None:
     for options, line in (
         (("-s", "/tmp/x"), "-s is for passt mode only\n"),
-        (("--fd", "3"), "-F is for passt mode only\n"),
-        (("--one-off",), "-1 is for passt mode only\n"),
+        (("--fd", "3"), "--fd is for passt mode only\n"),
+        (("--one-off",), "--one-off is for passt mode only\n"),
     ):
         words = [*program.argv, *options]
         done = host.run(words, prefix=user.prefix, check=False)
@@ -464,6 +464,33 @@ def test_print_seccomp(run_passt: RunPasst) -> None:
     assert len(names) == len(set(names)) <= 50
     assert {"recvfrom", "sendto", "accept4"} <= set(names)
     assert not {"splice", "pipe2", "wait4", "exit"} & set(names)
+
+
+def test_two_at_the_same_time(program: Program, host: Netns, user: User) -> None:
+    """Each has a path of its own."""
+    words = [*passt_command(program), "-f", "-D", "none"]
+    starting = [
+        host.popen(words, prefix=user.prefix, stderr=subprocess.PIPE, cwd="/") for _ in range(4)
+    ]
+    paths = []
+    for process in starting:
+        assert process.stderr
+        line = process.stderr.readline()
+        while " bound at " not in line:
+            assert line
+            line = process.stderr.readline()
+        paths.append(line.partition(" bound at ")[2].strip())
+    for process in starting:
+        host.processes.stop(process)
+    for path in paths:
+        os.unlink(path)
+    assert len(set(paths)) == len(paths)
+
+
+def test_ends_of_others_are_none_of_our_business(start_machine: StartMachine) -> None:
+    machine = start_machine()
+    machine._passt.process.send_signal(signal.SIGCHLD)
+    machine.ns.run(["ping", "-c1", "-W5", "-q", net.REMOTE[4]])
 
 
 def test_version_and_help(run_passt: RunPasst) -> None:

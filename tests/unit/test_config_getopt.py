@@ -121,6 +121,19 @@ def test_messages(words: list[str], message: str) -> None:
     assert failure(*words) == message
 
 
+@pytest.mark.parametrize("word", ["--sock", "--socket-p", "--socket-path", "--socket"])
+def test_other_names_are_not_ambiguous(word: str) -> None:
+    """As with getopt_long(3), if what they do is the same."""
+    store = flag("unused")
+    names = [
+        Option("socket", "s", "PATH", store, help=""),
+        Option("socket-path", "", "PATH", store, help="", hidden=True),
+    ]
+    ((found, value),) = Scanner("passt", [word, "/tmp/x"], names)
+    assert found.store is store
+    assert value == "/tmp/x"
+
+
 def test_options_are_delivered_before_a_later_error() -> None:
     scanner = iter(Scanner("pasta", ["-d", "--bogus"], TABLE))
     assert next(scanner)[0].long == "debug"

@@ -115,6 +115,34 @@ def test_who_comes_as_the_other_leaves(rig: Rig) -> None:
         assert rig.guest.link.connected
 
 
+def test_who_comes_behind_many_frames(rig: Rig) -> None:
+    first = rig.connect()
+    first.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    rig.turn()
+    first.sendall(framed(*[frame(60, number & 0xFF) for number in range(1200)]))
+    first.close()
+    with rig.connect() as second:
+        rig.guest._on_connection(0)
+        second.sendall(framed(frame(61)))
+        rig.turn(8)
+        assert len(rig.frames) == 1201
+        assert rig.frames[-1] == frame(61)
+
+
+def test_without_memory_to_wait_it_waits(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, messages: list[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "add", refuse)
+        rig.loop.remove(rig.guest._listener.fileno())  # type: ignore[union-attr]
+        rig.guest._resume()
+    assert messages == ["Guest socket: No space left on device"]
+    assert len(rig.loop._timers) == 1
+
+
 def test_without_descriptors_it_waits(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, messages: list[str]
 ) -> None:

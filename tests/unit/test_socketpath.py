@@ -49,6 +49,16 @@ def test_nobody_is_there_before_it_listens(path: str) -> None:
         assert connect(path) == 0
 
 
+def test_a_socket_that_will_listen_stays(path: str) -> None:
+    """Its program is about to start; two at the same time must not take each other's path."""
+    with closing(bind_private(path)) as sock:
+        assert refusal(path) == f"Socket path {path} already in use"
+        sock.listen(0)
+        assert refusal(path) == f"Socket path {path} already in use"
+        with pytest.raises(BlockingIOError):
+            bare_socket.accept(sock)
+
+
 def test_dead_socket_is_replaced(path: str) -> None:
     bind_private(path).close()
     with closing(bind_private(path)) as sock:
@@ -64,8 +74,8 @@ def test_socket_in_use_stays(path: str, waiting: int) -> None:
         for client in clients:
             client.connect(path)
         assert refusal(path) == f"Socket path {path} already in use"
-        bare_socket.accept(sock)[0].close()
         for client in clients:
+            bare_socket.accept(sock)[0].close()
             client.close()
         assert stat.S_ISSOCK(os.stat(path).st_mode)
 

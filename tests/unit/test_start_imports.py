@@ -32,3 +32,25 @@ def test_start_imports_nothing_slow() -> None:
     loaded = done.stdout.split()
     assert "passt.userspace.tcp.flow" in loaded
     assert [name for name in SLOW if name in loaded] == []
+
+
+PRELOADED = """
+import sys
+from passt.userspace.config.model import Config
+from passt.userspace.engine import preload
+config = Config("pasta")
+config.conf_path = "/run/control"
+config.splice_only = True
+preload(config)
+print("passt.userspace.control.server" in sys.modules)
+"""
+
+
+def test_what_serves_pesto_is_loaded_before_identities_change() -> None:
+    """Root becomes nobody, who may not be able to read the package."""
+    path = ":".join(entry for entry in sys.path if entry)
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", PRELOADED],
+        capture_output=True, text=True, check=True, env={"PYTHONPATH": path},
+    )  # fmt: skip
+    assert done.stdout == "True\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import socket
 import struct
@@ -62,6 +63,15 @@ class Rig:
         """The next frame that the guest gets."""
         (size,) = struct.unpack("!I", self.exactly(4))
         return self.exactly(size)
+
+    def received_slowly(self) -> bytes:
+        """The same, of which a part may not have been sent yet."""
+        (size,) = struct.unpack("!I", self.exactly(4))
+        data = b""
+        while len(data) < size:
+            self.turn()
+            data += self.guest.recv(min(10000, size - len(data)))
+        return data
 
     def exactly(self, size: int) -> bytes:
         data = bytearray()
@@ -243,7 +253,7 @@ def test_a_guest_that_does_not_read_costs_frames_not_order(rig: Rig) -> None:
     assert taken
     dropped = rig.link.tx_dropped
     for _ in range(10):
-        assert not rig.send(frame(60))
+        assert not rig.send(frame(3000))
         rig.turn()
     assert rig.link.tx_dropped == dropped + 10
     for expected in taken:
@@ -259,6 +269,66 @@ def test_a_guest_that_does_not_read_costs_frames_not_order(rig: Rig) -> None:
     rig.turn()
     assert rig.send(frame(61, 8))
     assert rig.received() == frame(61, 8)
+
+
+def test_small_frames_wait_behind(rig: Rig) -> None:
+    """They are what other connections live on: acknowledgements, answers."""
+    taken = fill(rig)
+    waiting = [frame(60 + number, number) for number in range(100)]
+    assert all(rig.send(each) for each in waiting)
+    received = []
+    while len(received) < len(taken) + len(waiting):
+        rig.turn()
+        received.append(rig.received_slowly())
+    assert received == taken + waiting
+
+
+def test_what_waits_is_bounded(rig: Rig) -> None:
+    fill(rig)
+    count = 0
+    while rig.send(frame(1500)):
+        count += 1
+        assert count < 1000
+    assert 100 < count < 200
+    assert not rig.send(frame(60))
+
+
+def test_room_is_used_before_it_is_told_of(rig: Rig) -> None:
+    """The event comes when three quarters are free; that is megabytes on some machines."""
+    taken = fill(rig)
+    for expected in taken[:2]:
+        assert rig.received_slowly() == expected
+    assert rig.send(frame(3000, 9))
+
+
+class Stubborn:
+    """A socket that fails once."""
+
+    def __init__(self, sock: bare_socket.socket, error: int) -> None:
+        self._sock = sock
+        self._error = error
+
+    def send(self, data: bytes, flags: int) -> int:
+        error, self._error = self._error, 0
+        if error:
+            raise OSError(error, "")
+        return self._sock.send(data, flags)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._sock, name)
+
+
+def test_without_memory_a_frame_is_not_cut_short(rig: Rig) -> None:
+    taken = fill(rig)
+    assert rig.link._sock is not None
+    rig.link._sock = Stubborn(rig.link._sock, errno.ENOBUFS)  # type: ignore[assignment]
+    assert rig.send(frame(60, 5))
+    received = []
+    while len(received) < len(taken) + 1:
+        rig.link._send_rest()
+        received.append(rig.received_slowly())
+    assert received == [*taken, frame(60, 5)]
+    assert rig.ends == 0
 
 
 def test_no_guest_no_frames(rig: Rig) -> None:

@@ -61,7 +61,7 @@ _EXTRA_DETAILS = (
     "told. Of several for one CODE the last counts."
 )
 
-_BY_HAND = "Without `--config-net` the namespace has to configure itself accordingly."
+_BY_HAND = "Without pasta's `--config-net` the guest has to configure itself accordingly."
 
 
 TABLE: tuple[Option, ...] = (
@@ -98,9 +98,9 @@ TABLE: tuple[Option, ...] = (
         "f",
         "",
         flag("foreground"),
-        help="Do not run in background; implied if a command is started",
+        help="Do not run in background; implied if pasta starts a command",
         details="Without this option, the calling process returns with status 0 as soon as "
-        "addresses, routes and listening sockets are in place.",
+        "everything is in place: addresses, routes, listening sockets, that of passt's guest.",
     ),
     Option(
         "stats",
@@ -249,9 +249,9 @@ TABLE: tuple[Option, ...] = (
         details="The last one of each IP version is the address that DHCP assigns, that the "
         "namespace prefers as a source, and that incoming connections go to, whatever the "
         f"guest's traffic looks like. Those before, {MAX_ADDRESSES - 1} at most, are further "
-        "addresses of the guest: with `--config-net` its interface gets them as well, and DHCPv6 "
-        "and router advertisements offer them. An IPv4 address without a length gets the prefix "
-        f"of its class, 8, 16 or 24 bits, unless `--netmask` is given. {_BY_HAND}",
+        "addresses of the guest: with pasta's `--config-net` its interface gets them as well, and "
+        "DHCPv6 and router advertisements offer them. An IPv4 address without a length gets the "
+        f"prefix of its class, 8, 16 or 24 bits, unless `--netmask` is given. {_BY_HAND}",
     ),
     Option(
         "netmask",
@@ -291,7 +291,7 @@ TABLE: tuple[Option, ...] = (
         default="from --outbound-if4 and --outbound-if6, else that of the default route",
         help="Interface of the host that addresses and routes are taken from",
         details="If the main routing table has no default route, one that the host's routing rules "
-        "lead to counts instead; of a default route over several interfaces the namespace gets the "
+        "lead to counts instead; of a default route over several interfaces the guest gets the "
         "hops through this one. It decides on what the guest is told only: its connections leave "
         "by whatever way the host's routing has for them, unless `--outbound`, `--outbound-if4` or "
         "`--outbound-if6` says otherwise.",
@@ -344,8 +344,8 @@ TABLE: tuple[Option, ...] = (
         "H",
         "NAME",
         value("hostname", values.hostname),
-        default='"pasta-" and the old name',
-        help="Host name for the guest, and of a started command",
+        default='none; that of a command of pasta is "pasta-" and the old name',
+        help="Host name for the guest",
         details="It is told by DHCP, if given.",
     ),
     Option(
@@ -531,7 +531,7 @@ TABLE: tuple[Option, ...] = (
         "",
         "",
         flag("no_ra"),
-        help="Do not send Router Advertisements; implied by --config-net",
+        help="Do not send Router Advertisements; implied by pasta's --config-net",
     ),
     Option(
         "map-host-loopback",
@@ -619,7 +619,8 @@ TABLE: tuple[Option, ...] = (
         "",
         flag("no_splice"),
         help="Forward connections to the host's loopback addresses over the link, too",
-        details="Otherwise pasta takes a short cut for them, from socket to socket.",
+        details="Otherwise pasta takes a short cut for them, from socket to socket. In passt there "
+        "is none.",
     ),
     Option(
         "host-lo-to-ns-lo",

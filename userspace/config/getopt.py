@@ -94,6 +94,9 @@ class Scanner:
             candidates = [long for long in self._by_long if long.startswith(name)]
             if not candidates:
                 self._fail(f"unrecognized option '{word}'")
+            shown = [long for long in candidates if not self._by_long[long].hidden]
+            # Another name of the same option does not make it ambiguous.
+            candidates = shown or candidates
             if len(candidates) > 1:
                 names = " ".join(f"'--{long}'" for long in candidates)
                 self._fail(f"option '{word}' is ambiguous; possibilities: {names}")

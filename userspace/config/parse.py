@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 _MAX_PID = 0x7FFFFFFF
 
+#: Options of one mode that upstream's messages call by their letter.
+_BY_LETTER = ("I", "T", "U", "s")
+
 
 def select_mode(argv0: str) -> str:
     """Return ``"pasta"`` or ``"passt"`` by the last path component of ``argv0``."""
@@ -96,7 +99,8 @@ def guest_descriptor(argv0: str, argv: Sequence[str]) -> int:
 def _apply(options: Options, option: Option, text: str) -> None:
     """Do what the columns of ``option`` say, now that it was met with value ``text``."""
     if options.mode not in option.modes:
-        raise UsageError(f"{option.spelling} is for {option.modes[0]} mode only")
+        name = option.spelling if option.short in _BY_LETTER else f"--{option.long}"
+        raise UsageError(f"{name} is for {option.modes[0]} mode only")
     if option.deprecated:
         log.warn(f"--{option.long} will be dropped soon")
     option.store(options, text)

@@ -88,13 +88,18 @@ class ControlServer:
     def start(self) -> None:
         """Listen: to be called when everything else is ready.  Raises OSError."""
         self._sock.listen(_BACKLOG)
-        self.resume()
+        self._loop.add(self._sock.fileno(), EPOLLIN, self._on_connection)
 
     def resume(self) -> None:
-        """Accept the next client."""
+        """Accept the next client, or later if there is no memory even for that."""
         self._session = None
-        if self._sock.fileno() >= 0:
+        if self._sock.fileno() < 0:
+            return
+        try:
             self._loop.add(self._sock.fileno(), EPOLLIN, self._on_connection)
+        except OSError as error:
+            log.limited("control-resume", log.WARNING, "Control socket: %s", error.strerror)
+            self._loop.call_at(self._loop.now + _PAUSE, self.resume)
 
     def announce(self, tables: Sequence[RuleTable]) -> None:
         """Say what the new rules are; only how many, if they change several times a second."""

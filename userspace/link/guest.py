@@ -60,12 +60,17 @@ class Guest:
             on_arrival()
             return
         sock.listen(_BACKLOG)
+        self._loop.add(sock.fileno(), EPOLLIN, self._on_connection)
         self._listener = sock
-        self._resume()
 
     def _resume(self) -> None:
+        """Accept again, or later if there is no memory even for that."""
         assert self._listener is not None
-        self._loop.add(self._listener.fileno(), EPOLLIN, self._on_connection)
+        try:
+            self._loop.add(self._listener.fileno(), EPOLLIN, self._on_connection)
+        except OSError as error:
+            log.limited("guest-resume", log.WARNING, "Guest socket: %s", error.strerror)
+            self._loop.call_at(self._loop.now + _PAUSE, self._resume)
 
     def _on_connection(self, _events: int) -> None:
         loop, listener = self._loop, self._listener

@@ -11,9 +11,11 @@ has means that the two sides do not agree any more on where frames begin, and no
 the connection ends.  The next starts from nothing.
 
 **Sending.**  A write that takes only a part of a frame must be continued, whatever happens, and no
-other frame can come in between.  The rest is kept, and sent as soon as the socket has room;
-until then all others are dropped, as by an interface whose queue is full.  Thus a guest that does
-not read costs one superframe of memory, and nobody's time.
+other frame can come in between.  The rest is kept, and sent as soon as the socket has room.  Until
+then small frames wait behind it, within bounds: acknowledgements and short answers, which others
+would have to wait a second for if they were lost to one bulk transfer.  All others are dropped, as
+by an interface whose queue is full.  Thus a guest that does not read costs a superframe of memory
+and some more, and nobody's time.
 """
 
 from __future__ import annotations
@@ -52,6 +54,10 @@ _LENGTH_AT = _HEADROOM - _LENGTH.size
 _BUFFER = 1 << 20
 #: Room for what a superframe is cut into.
 _CUT = 1 << 18
+
+#: Frames of up to so many bytes may wait, with their lengths, and up to so many bytes of them.
+_SMALL = 2048
+_MAX_WAITING = 1 << 18
 #: Reads that find the end of a connection, as its queue holds less than all but the last.
 _READS = 4
 
@@ -80,8 +86,10 @@ class StreamLink(Link):
         self._at = self._end = 0
         #: It is more than the beginning of a frame, and will be handled in the next round.
         self._behind = False
-        #: What is to follow of a frame that was sent in part.
-        self._rest = memoryview(b"")
+        #: What is to follow of a frame that was sent in part, and small frames behind it.
+        self._rest = bytearray()
+        #: We are told when there is room for it.
+        self._awaits_room = False
 
     @property
     def connected(self) -> bool:
@@ -101,7 +109,6 @@ class StreamLink(Link):
         self._sock = sock
         self._fd = sock.fileno()
         self._at = self._end = 0
-        self._rest = memoryview(b"")
 
     def prefix(
         self,
@@ -118,8 +125,22 @@ class StreamLink(Link):
 
     def look(self) -> None:
         """See whether the connection has ended, as its event may still be on its way."""
+        sock = self._sock
+        if sock is None:
+            return
+        try:
+            # Nothing is sent, but whether anything could be is told (unix_stream_sendmsg).
+            sock.send(b"", _FLAGS)
+            return
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        # What was sent before is handled first, as much as the connection's queue holds.
         for _ in range(_READS):
-            if self._behind or not self._read():
+            while self._behind:
+                self._continue()
+            if not self._read():
                 break
 
     def _on_event(self, events: int) -> None:
@@ -207,15 +228,14 @@ class StreamLink(Link):
         self._loop.close(sock, self._fd)
         self._sock = None
         self._fd = -1
+        self._rest.clear()
+        self._awaits_room = False
         self._on_closed()
 
     # To the guest.
 
     def send(self, length: int) -> bool:
         """Send ``tx[:length]``; False if there is nobody, or no room."""
-        if self._sock is None or self._rest:
-            self.tx_dropped += 1
-            return False
         tx = self.tx
         start, offset, size, header = _PREFIX.unpack_from(tx)
         if size:
@@ -239,16 +259,27 @@ class StreamLink(Link):
 
     def _write(self, whole: memoryview, count: int) -> bool:
         """Write ``count`` frames with their lengths; False if none of them was taken."""
-        assert self._sock is not None
-        try:
-            sent = self._sock.send(whole, _FLAGS)
-        except OSError:
-            # No room; or nobody any more, which reading will tell.
-            self.tx_dropped += count
-            return False
+        sock = self._sock
+        if self._rest:
+            # There may be room again long before there is an event, which takes three quarters.
+            self._send_rest()
+        sent = 0
+        if sock is not None and not self._rest:
+            try:
+                sent = sock.send(whole, _FLAGS)
+            except BlockingIOError:
+                pass
+            except OSError:
+                # Nobody any more, as reading will tell; or no memory.
+                self.tx_dropped += count
+                return False
         if sent < len(whole):
-            self._rest = memoryview(bytes(whole[sent:]))
-            self._loop.modify(self._fd, EPOLLIN | EPOLLOUT)
+            small = count == 1 and len(whole) <= _SMALL and len(self._rest) < _MAX_WAITING
+            if sock is None or not (sent or small):
+                self.tx_dropped += count
+                return False
+            self._rest += whole[sent:]
+            self._await_room(True)
         self.tx_frames += count
         if self.capture is not None:
             self._capture_all(whole)
@@ -276,17 +307,25 @@ class StreamLink(Link):
         return self.send(end)
 
     def _send_rest(self) -> None:
-        """Go on with the frame that was sent in part."""
+        """Go on with what waits: the rest of a frame that was sent in part, others behind it."""
         sock = self._sock
         if sock is None:
             return
         try:
             sent = sock.send(self._rest, _FLAGS)
         except BlockingIOError:
+            self._await_room(True)
             return
         except OSError:
-            # Reading will tell.
-            sent = len(self._rest)
-        self._rest = self._rest[sent:]
-        if not self._rest:
-            self._loop.modify(self._fd, EPOLLIN)
+            # Nobody any more, as reading will tell.  Or no memory: with the next frame it is
+            # tried again, rather than all the time.
+            self._await_room(False)
+            return
+        del self._rest[:sent]
+        self._await_room(bool(self._rest))
+
+    def _await_room(self, wanted: bool) -> None:
+        """Be told when the socket has room, or not any more."""
+        if wanted != self._awaits_room:
+            self._awaits_room = wanted
+            self._loop.modify(self._fd, EPOLLIN | EPOLLOUT if wanted else EPOLLIN)
