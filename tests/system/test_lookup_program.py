@@ -221,7 +221,16 @@ def test_program_that_was_there_is_an_error_for_a_fixed_rule(
     program: Program, topology: Topology, listening: bool, start_root: StartRoot
 ) -> None:
     with topology.host.new_socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
-        sock.bind(("127.0.0.1", 20500))
+
+        def bound() -> bool:
+            try:
+                sock.bind(("127.0.0.1", 20500))
+            except OSError:
+                # What an earlier test had there may be on its way out.
+                return False
+            return True
+
+        wait_for(bound, 30, "port 20500")
         if listening:
             sock.listen()
         words = [*program.argv, "--accel=ebpf", *forwarding(["-t", RANGE]), "--", "true"]
