@@ -137,8 +137,8 @@ class Engine:
         if udp is not None:
             owners[socket.IPPROTO_UDP] = udp
         forwarder.attach(loop, owners)
-        if self._guest is not None and guest is not None and self.stack is not None:
-            self._guest.start(guest, self.stack.announce)
+        if self._guest is not None and self.stack is not None:
+            self._guest.start(self.stack.announce)
         self._control = None
         if control is not None:
             from passt.userspace.control.server import ControlServer
@@ -208,7 +208,7 @@ class Engine:
         if guest is not None:
             from passt.userspace.link.guest import Guest
 
-            self._guest = Guest(self.loop, one_off=self.config.one_off)
+            self._guest = Guest(self.loop, guest, one_off=self.config.one_off)
             link = self._guest.link
         elif tap is not None:
             link = self._tap_link(tap)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from passt.syscalls.sockopt import UDP_SEGMENT
 from tests.system.kit import stream
 from tests.system.kit import topology as net
 from tests.system.kit.clients import Clients
@@ -137,6 +138,22 @@ def test_udp(start_machine: StartMachine, remote: Netns, version: int, size: int
         client.connect((net.REMOTE[version], 7000))
         with client:
             echo_datagrams(client, server, size)
+
+
+def test_many_datagrams(start_machine: StartMachine, remote: Netns, version: int) -> None:
+    """They come in trains, which are cut here; the machine's kernel verifies checksums."""
+    machine = start_machine("--mtu", "1500", "-u", "7001")
+    contents = [struct.pack("!I", number) * 250 for number in range(60)]
+    with machine.ns.udp(net.HOST[version], 7001) as server:
+        sender = remote.udp(net.REMOTE[version])
+        sender.connect((net.HOST[version], 7001))
+        with sender:
+            sender.send(contents[0])
+            assert server.recv(65536) == contents[0]
+            # One system call, so that they arrive together: segmentation offload.
+            sender.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, len(contents[0]))
+            sender.send(b"".join(contents))
+            assert [server.recv(65536) for _ in contents] == contents
 
 
 def test_ping(start_machine: StartMachine, version: int) -> None:

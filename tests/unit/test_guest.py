@@ -21,19 +21,20 @@ from tests.unit.test_stream_link import frame, framed
 class Rig:
     """A guest's port at a path, and what it reports."""
 
-    def __init__(self, path: str, *, one_off: bool = False) -> None:
+    def __init__(
+        self, path: str, *, one_off: bool = False, passed: socket.socket | None = None
+    ) -> None:
         self.path = path
         self.loop = Loop()
-        self.guest = Guest(self.loop, one_off=one_off)
+        sock = bare_socket.socket(fileno=passed.detach()) if passed else bind_socket(path)
+        self.guest = Guest(self.loop, sock, one_off=one_off)
         self.arrivals = 0
         self.frames: list[bytes] = []
         self.guest.link.receiver = lambda buf, off, end: self.frames.append(bytes(buf[off:end]))
+        self.guest.start(self.arrived)
 
     def arrived(self) -> None:
         self.arrivals += 1
-
-    def listen(self) -> None:
-        self.guest.start(bind_socket(self.path), self.arrived)
 
     def connect(self) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -56,9 +57,7 @@ def messages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def rig(tmp_path: Path, messages: list[str]) -> Iterator[Rig]:
-    made = Rig(str(tmp_path / "socket"))
-    made.listen()
-    yield made
+    yield Rig(str(tmp_path / "socket"))
 
 
 def test_a_guest_arrives_and_leaves(rig: Rig, messages: list[str]) -> None:
@@ -137,7 +136,7 @@ def test_without_memory_to_wait_it_waits(
 
     with monkeypatch.context() as patch:
         patch.setattr(Loop, "add", refuse)
-        rig.loop.remove(rig.guest._listener.fileno())  # type: ignore[union-attr]
+        rig.loop.remove(rig.guest._sock.fileno())
         rig.guest._resume()
     assert messages == ["Guest socket: No space left on device"]
     assert len(rig.loop._timers) == 1
@@ -158,7 +157,6 @@ def test_without_descriptors_it_waits(
 
 def test_one_off_ends_with_its_guest(tmp_path: Path, messages: list[str]) -> None:
     rig = Rig(str(tmp_path / "socket"), one_off=True)
-    rig.listen()
     with rig.connect():
         rig.turn()
     assert rig.loop.run() == 0
@@ -166,10 +164,9 @@ def test_one_off_ends_with_its_guest(tmp_path: Path, messages: list[str]) -> Non
 
 
 def test_a_connection_that_was_passed(tmp_path: Path) -> None:
-    rig = Rig("", one_off=True)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    rig = Rig("", one_off=True, passed=ours)
     with closing(theirs):
-        rig.guest.start(bare_socket.socket(fileno=ours.detach()), rig.arrived)
         assert rig.arrivals == 1
         theirs.sendall(framed(frame(60)))
         rig.turn()

@@ -63,7 +63,9 @@ goes to the background as soon as the network is usable, and leaves when the nam
 .PP
 Options end at the first word that is not one, or at
 .BR \-\- .
-Long options can be abbreviated as long as they stay unique.
+"""
+
+_CONVENTIONS = r"""Long options can be abbreviated as long as they stay unique.
 If an option is repeated the last value counts, unless stated otherwise.
 Numbers of bytes and seconds can be decimal, hexadecimal
 .RB ( 0x )
@@ -155,12 +157,6 @@ When the machine has gone, it waits for the next, unless
 .B \-\-one\-off
 is given.
 .PP
-Long options can be abbreviated as long as they stay unique.
-If an option is repeated the last value counts, unless stated otherwise.
-Numbers of bytes and seconds can be decimal, hexadecimal
-.RB ( 0x )
-or octal
-.RB ( 0 ).
 """
 
 _MACHINE_TAIL = r"""
@@ -211,7 +207,7 @@ _FRAMES = {PASTA: (_HEAD, _TAIL), PASST: (_MACHINE_HEAD, _MACHINE_TAIL)}
 def manual_page(mode: str = PASTA) -> str:
     """Return the source of the page about ``mode``."""
     head, tail = _FRAMES[mode]
-    parts = [head.lstrip("\n"), ".SH OPTIONS\n"]
+    parts = [head.lstrip("\n"), _CONVENTIONS, ".SH OPTIONS\n"]
     parts += [entry(option) for option in TABLE if mode in option.modes and not option.hidden]
     parts.append(tail.lstrip("\n"))
     return "".join(parts)

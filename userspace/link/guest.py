@@ -40,41 +40,39 @@ _QUEUE = 1 << 30
 class Guest:
     """Accepts guests, and lends each of them to :attr:`link`."""
 
-    __slots__ = ("_listener", "_loop", "_on_arrival", "_one_off", "link")
+    __slots__ = ("_loop", "_on_arrival", "_one_off", "_sock", "link")
 
-    def __init__(self, loop: Loop, *, one_off: bool) -> None:
+    def __init__(self, loop: Loop, sock: socket.socket, *, one_off: bool) -> None:
+        """``sock``, ours from here on, is bound, to wait for guests on, or connected to one."""
         self._loop = loop
+        self._sock = sock
         self._one_off = one_off
-        self._listener: socket.socket | None = None
         self._on_arrival: Callable[[], None] = _nothing
         self.link = StreamLink(loop, self._gone)
 
-    def start(self, sock: socket.socket, on_arrival: Callable[[], None]) -> None:
-        """Wait for guests on ``sock``, which is bound; or serve it, if it is connected.
+    def start(self, on_arrival: Callable[[], None]) -> None:
+        """Serve the guest that is there, or listen; OSError.
 
-        ``on_arrival()`` is called when frames can be sent.  OSError.
+        ``on_arrival()`` is called when frames can be sent.
         """
         self._on_arrival = on_arrival
-        if is_connected(sock):
-            self.link.attach(sock)
+        if is_connected(self._sock):
+            self.link.attach(self._sock)
             on_arrival()
-            return
-        sock.listen(_BACKLOG)
-        self._loop.add(sock.fileno(), EPOLLIN, self._on_connection)
-        self._listener = sock
+        else:
+            self._sock.listen(_BACKLOG)
+            self._loop.add(self._sock.fileno(), EPOLLIN, self._on_connection)
 
     def _resume(self) -> None:
         """Accept again, or later if there is no memory even for that."""
-        assert self._listener is not None
         try:
-            self._loop.add(self._listener.fileno(), EPOLLIN, self._on_connection)
+            self._loop.add(self._sock.fileno(), EPOLLIN, self._on_connection)
         except OSError as error:
             log.limited("guest-resume", log.WARNING, "Guest socket: %s", error.strerror)
             self._loop.call_at(self._loop.now + _PAUSE, self._resume)
 
     def _on_connection(self, _events: int) -> None:
-        loop, listener = self._loop, self._listener
-        assert listener is not None
+        loop, listener = self._loop, self._sock
         try:
             sock, _ = socket.accept(listener)
         except OSError as error:

@@ -17,6 +17,10 @@ import struct
 from passt.userspace.link.base import MIN_FRAME
 from passt.userspace.wire.checksum import raw_sum
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 _ETHERNET = 14
 _TCP, _UDP = 6, 17
 #: Where the checksum is tells the protocol.
@@ -56,10 +60,9 @@ def cut(frame: memoryview, size: int, header: int, start: int, offset: int, out:
         last_middle = bytes(frame[start + 8 : start + 16])
         middle = last_middle[:5] + bytes([last_middle[5] & ~_PSH_FIN]) + last_middle[6:]
         common += _TCP
-        pack = struct.Struct(f"!I{start + 4}sI8sH2x").pack_into
     else:
         common += _UDP
-        pack = struct.Struct(f"!I{start + 4}sHH").pack_into
+    pack = _packer(start, tcp)
     fixed = common + raw_sum(middle)
     count = min(size, total)
     head = _head(frame, count, header, start, v4)
@@ -100,6 +103,19 @@ def cut(frame: memoryview, size: int, header: int, start: int, offset: int, out:
             pack(out, at, length, head, 8 + count, word)
         at += 4 + length
     return at
+
+
+#: Packing functions by where the L4 header is, and whether it is that of TCP.
+_packers: dict[tuple[int, bool], Callable[..., None]] = {}
+
+
+def _packer(start: int, tcp: bool) -> Callable[..., None]:
+    """Writes a frame's length and its headers, from constant and varying parts."""
+    pack = _packers.get((start, tcp))
+    if pack is None:
+        layout = f"!I{start + 4}sI8sH2x" if tcp else f"!I{start + 4}sHH"
+        pack = _packers[start, tcp] = struct.Struct(layout).pack_into
+    return pack
 
 
 def _head(frame: memoryview, count: int, header: int, start: int, v4: bool) -> bytes:

@@ -55,7 +55,7 @@ _BUFFER = 1 << 20
 #: Room for what a superframe is cut into.
 _CUT = 1 << 18
 
-#: Frames of up to so many bytes may wait, with their lengths, and up to so many bytes of them.
+#: Frames of up to so many bytes, headroom included, may wait, and about so many bytes of them.
 _SMALL = 2048
 _MAX_WAITING = 1 << 18
 #: Reads that find the end of a connection, as its queue holds less than all but the last.
@@ -236,6 +236,14 @@ class StreamLink(Link):
 
     def send(self, length: int) -> bool:
         """Send ``tx[:length]``; False if there is nobody, or no room."""
+        if self._rest:
+            # There may be room again long before there is an event, which takes three quarters.
+            self._send_rest()
+        waiting = len(self._rest)
+        if self._sock is None or (waiting and (length > _SMALL or waiting >= _MAX_WAITING)):
+            # Before any work is done for it.
+            self.tx_dropped += 1
+            return False
         tx = self.tx
         start, offset, size, header = _PREFIX.unpack_from(tx)
         if size:
@@ -247,7 +255,7 @@ class StreamLink(Link):
             tx[length:least] = bytes(least - length)
             length = least
         _LENGTH.pack_into(tx, _LENGTH_AT, length - _HEADROOM)
-        return self._write(tx[_LENGTH_AT:length], 1)
+        return self._write(tx[_LENGTH_AT:length], 1, length <= _SMALL)
 
     def _send_cut(self, frame: memoryview, size: int, header: int, start: int, offset: int) -> bool:
         """Send the superframe ``frame`` as frames with ``size`` bytes of payload each."""
@@ -255,27 +263,26 @@ class StreamLink(Link):
             self.tx_dropped += 1
             return False
         end = cut(frame, size, header, start, offset, self._frames)
-        return self._write(self._frames[:end], -(-(len(frame) - header) // size))
+        count = -(-(len(frame) - header) // size)
+        return self._write(self._frames[:end], count, end <= _SMALL)
 
-    def _write(self, whole: memoryview, count: int) -> bool:
-        """Write ``count`` frames with their lengths; False if none of them was taken."""
-        sock = self._sock
-        if self._rest:
-            # There may be room again long before there is an event, which takes three quarters.
-            self._send_rest()
+    def _write(self, whole: memoryview, count: int, may_wait: bool) -> bool:
+        """Write ``count`` frames with their lengths; False if none of them was taken.
+
+        If there is no room for any of them they are taken nevertheless if they ``may_wait``.
+        """
+        assert self._sock is not None
         sent = 0
-        if sock is not None and not self._rest:
+        if not self._rest:
             try:
-                sent = sock.send(whole, _FLAGS)
+                sent = self._sock.send(whole, _FLAGS)
             except BlockingIOError:
                 pass
             except OSError:
                 # Nobody any more, as reading will tell; or no memory.
-                self.tx_dropped += count
-                return False
+                may_wait = False
         if sent < len(whole):
-            small = count == 1 and len(whole) <= _SMALL and len(self._rest) < _MAX_WAITING
-            if sock is None or not (sent or small):
+            if not (sent or may_wait):
                 self.tx_dropped += count
                 return False
             self._rest += whole[sent:]
